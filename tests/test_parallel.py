@@ -109,6 +109,22 @@ def test_one_failure_stops_only_what_needs_it_and_is_gone_on_from(workspace):
     assert (workspace/"effect").read_text() == "xxx"
 
 
+def test_a_forced_step_that_failed_is_run_again_and_not_taken_from_before(workspace):
+    (workspace/"fine").touch()
+    write(workspace/"first.ipynb", "n = 0", RESULT + "result(n=n)")
+    write(workspace/"last.ipynb", "n = 0", "import os\nassert os.path.exists('fine')\nopen('effect', 'a').write('x')")
+    work = flow(workspace, "forced", step("first", "first.ipynb"), step("last", "last.ipynb", '["first"]'))
+    assert work.run().ok
+    (workspace/"fine").unlink()
+    assert work.run(from_step="last").state == "failed"
+    (workspace/"fine").touch()
+    ahead = {s.name: s.action for s in plan(work, from_failed=True).steps}
+    assert ahead == {"first": "skip", "last": "run"}
+    assert [s.state for s in work.run(from_failed=True).steps] == ["skipped", "succeeded"]
+    assert [s.state for s in work.run().steps] == ["skipped", "skipped"]
+    assert (workspace/"effect").read_text() == "xx"
+
+
 def test_an_interrupt_cancels_all_that_run(workspace):
     write(
         workspace / "meet.ipynb",

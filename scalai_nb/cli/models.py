@@ -70,6 +70,7 @@ def models_new(
 def train(
     model: Annotated[str, typer.Argument(metavar="[MODEL]", help="File under models/; the only one by default.")] = "",
     ranks: Annotated[int, option("Training processes; 0: as the model file says.")] = 0,
+    resume: Annotated[str, option("The folder of a training that was stopped, to go on from its last epoch.")] = "",
 ) -> Answer:
     "Train what a model file describes, next to a constant and gradient boosting on the same rows."
     from scalai_nb.core.settings import Settings
@@ -79,7 +80,7 @@ def train(
     with working(f"Starting to train {file.name}"):
         from scalai_nb.loop.training import train
         from scalai_nb.training.registry import Registry
-    found = train(file, settings, **({"ranks": ranks} if ranks else {}))
+    found = train(file, settings, **({"ranks": ranks} if ranks else {}), **({"resume": resume} if resume else {}))
     registry = Registry(settings)
     run_ids = [registry.log(run) for run in found.runs]
     doc = found.to_dict() | {"run_id": run_ids[0], "run_ids": run_ids, "model": file.name}
@@ -304,9 +305,11 @@ def compress(
 def score(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=f"{MODEL[:-1]}, or an .onnx file.")],
     uri: Annotated[str, typer.Argument(metavar="URI", help="The rows: a table, a file or a URL.")],
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="To write.")] = "scores",
+    table: Annotated[
+        str | None, typer.Argument(metavar="[TABLE]", help="To write. Default: the model file's, else scores.")
+    ] = None,
     label: Annotated[str | None, option("Column that holds what became true, if known.")] = None,
-    key: Annotated[list[str] | None, option("Column that identifies a row.")] = None,
+    key: Annotated[list[str] | None, option("Column that identifies a row. Default: the table's key.")] = None,
     period: Annotated[str | None, option("The window these rows belong to.")] = None,
 ) -> Answer:
     "Apply a model to a table or a source, and keep the scores with their windows."
@@ -314,10 +317,22 @@ def score(
     if not model.endswith(".onnx"): model = str(model_ref(model))
     check_source(uri)
     from scalai_nb.serving.score import score
-    doc = score(model, uri, table, label=label, key=key or None, period=period)
+    scores, own = _where_scores_go(model, uri)
+    doc = score(model, uri, table or scores, label=label, key=key or own or None, period=period)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
+def _where_scores_go(model: str, uri: str) -> tuple[str, list[str]]:
+    "The table of a model's scores, and the columns of its table's key that the rows to score have."
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.loop.model_file import Model, model_files
+    from scalai_nb.serving.rows import columns_in
+    settings, name = Settings.load(), model.partition("@")[0]
+    if name not in model_files(settings): return "scores", []
+    file = Model.load(name, settings)
+    key = file.table_file(settings).key
+    return file.scores, key if set(key) <= set(columns_in(uri, settings, file.table)) else []
+
 KEY = "Column that identifies a row; repeat it for several. Default: as in the deliveries before, or the table's key."
 CAME = "Column that holds what became true. Default: label, or the target where there is no such column."
 AT = "Column with the time from which a label holds; the newest counts. Default: in the order of delivery."

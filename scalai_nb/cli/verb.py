@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'PANELS', 'UsageError', 'app', 'Answer', 'print_answer', 'json_text', 'emit', 'option', 'with_common',
-           'verb', 'PanelGroup', 'command_group', 'bad_usage', 'notebook_on_stdout', 'report', 'call']
+           'stopped', 'verb', 'PanelGroup', 'command_group', 'bad_usage', 'notebook_on_stdout', 'report', 'call']
 
 # %% ../../nbs/cli/00_verb.ipynb #0d844879
 import functools
@@ -76,14 +76,25 @@ def with_common(signature: inspect.Signature,  # of the function
     return signature.replace(parameters=[*own, *common])
 
 # %% ../../nbs/cli/00_verb.ipynb #5408f421
-def verb(group: typer.Typer, panel: str | None = None, name: str | None = None, cls: type | None = None):
+def stopped(e: BaseException,  # KeyboardInterrupt; its notes say what is kept
+           ) -> Cancelled:
+    "What a verb ends with when the user stops it."
+    kept = " ".join(getattr(e, "__notes__", ())) or "What was finished before is kept; run it again to go on."
+    return Cancelled("Cancelled.", kept)
+
+def verb(group: typer.Typer,  # that it joins
+         panel: str | None = None,  # of its `--help`
+         name: str | None = None,  # default: the function's
+         cls: type | None = None,  # of Click's command
+        ):
     "Make a function that returns an `Answer` a command with the common options, listed in a panel of `--help`."
     def wrap(fn):
         own = inspect.signature(fn)
         @functools.wraps(fn)
         def command(*args, json_=False, settings_=None, debug_=False, **given):
             if settings_: os.environ["SCALAI_SETTINGS"] = str(Path(settings_).absolute())  # children see the same
-            answer = fn(*args, **given, **({"json_": json_} if "json_" in own.parameters else {}))
+            try: answer = fn(*args, **given, **({"json_": json_} if "json_" in own.parameters else {}))
+            except KeyboardInterrupt as e: raise stopped(e) from None  # Typer would end without a word
             print_answer(answer, json_)
             raise typer.Exit(answer.code)
         command.__signature__ = with_common(own)
@@ -166,8 +177,7 @@ def call(app: typer.Typer, argv: list[str]) -> int:  # exit code
     except ScalaiError as e: return report(e, argv)
     except UsageError as e: return report(bad_usage(e, app, argv), argv)
     except typer.Exit as e: return e.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        return report(Cancelled("Cancelled.", "What was finished before is kept; run it again to go on."), argv)
+    except (KeyboardInterrupt, typer.Abort) as e: return report(stopped(e), argv)
     except OSError as e:  # what the disk refuses, wherever it was asked
         if e.filename is None: raise
         hint = "Check the path, its rights and the space on its disk."

@@ -286,7 +286,7 @@ async def _attempts(level: Level, step: Step, name: str, parameters: dict, decla
         inputs = Inputs(session.settings, session.contents, **declared, parameters=values, code=files)
         if can_continue(before, key, inputs): was, why = before, ""
         elif why := level.force_reason(step.name) or ("it always runs" if step.always else ""): was = None
-        else: was, why = find_unchanged(session.record, session.tables, key, name, file, inputs, level.step_path(name))
+        else: was, why = find_unchanged(session, key, level.step_path(name), file, inputs, before)
         if was: return _unchanged(was, name, key, level, f"{UNCHANGED_REASON}{was.id}", file, values)
         def once(reason): return _notebook(level, step, name, file, parameters, inputs, key, reason or why, order)
     tried = []

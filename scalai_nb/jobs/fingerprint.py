@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from fastcore.basics import patch
@@ -214,17 +215,18 @@ def link(run: JobRun, upstream: list, root: Path) -> dict:  # upstream: links
 PART_TEXT = {"code": "its code", "parameters": "its parameters", "before": "what it builds on",
              "environment": "the installed packages"}
 
-def find_unchanged(record: Record | None,  # None: there is none yet
-                   tables: Tables,
+def find_unchanged(session: Any,  # it has a `record`, None before the first run, and `tables`
                    key: str,  # fingerprint of the step
-                   name: str,  # of the step
+                   path: tuple[str, ...],  # the step, behind those around it
                    notebook: Path, inputs: Inputs,
-                   path: tuple[str, ...] = (),  # of the step, outermost first
+                   earlier: JobRun | None = None,  # of the step, in the run to go on with
                   ) -> tuple[JobRun | None, str]:  # the run that is valid for it, or None and why it is to run
-    "Whether a step is done already."
+    "Whether a step is done already. A forced one that was stopped is not done by what it was to replace."
+    record = session.record
     if record is None: return None, "it never ran"
-    if (run := record.last_success(key)) is None: return None, reason_to_run(record, key, name, notebook)
-    why = tables.change_reason(run, path) or inputs.change_reason(run)
+    if (run := record.last_success(key)) is None: return None, reason_to_run(record, key, path[-1], notebook)
+    why = session.tables.change_reason(run, path) or inputs.change_reason(run)
+    if earlier and not earlier.ok and (run.started or 0) < (earlier.started or 0): why = why or _ended(earlier)
     return (None, why) if why else (run, "")
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #4b6d31fe
@@ -244,9 +246,13 @@ def reason_to_run(record: Record | None, key: str, name: str, notebook: Path,
     run = min(rows, key=lambda r: len({*key_difference(key, r.key)} & {*parts}))  # the newest of those most alike
     if differs := [d for d in key_difference(key, run.key) if d in parts]:
         return f"{' and '.join(PART_TEXT[d] for d in differs)} changed since {run.id}"
-    return (f"it {run.state.replace('_', ' ')} last time, {run.id}" if run.state not in ("running", "queued")
-            else f"it has not ended yet, {run.id}")
+    return _ended(run) if run.state not in ("running", "queued") else f"it has not ended yet, {run.id}"
 
+def _ended(run: Any) -> str:  # a JobRun, or a row of the record
+    words = "was cancelled" if run.state == "cancelled" else run.state.replace("_", " ")
+    return f"it {words} last time, {run.id}"
+
+# %% ../../nbs/jobs/21_fingerprint.ipynb #541b3999
 def can_continue(run: JobRun | None,
                  key: str,  # fingerprint of the step
                  inputs: Inputs) -> bool:

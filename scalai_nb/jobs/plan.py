@@ -270,7 +270,7 @@ def one(self: PlanBuilder, context: StepContext,
     if why := context.forced or ("it always runs" if step.always else ""):
         was = None
     else:
-        was, why = find_unchanged(self.record, self.tables, key, name, file, inputs, (*context.around, name))
+        was, why = find_unchanged(self, key, (*context.around, name), file, inputs, before)
     touches, twice = self.writes(context, name, inner), key in self.coming
     if was and (shared := self.meets(was, (*context.around, name))):
         return PlannedStep(name, "perhaps", f"depends on the result of {shared[1]}, which may write {shared[0]}",

@@ -194,8 +194,12 @@ def carry_out(self: Execution, log: TrainingLogger) -> Any:  # the run
         gone = Unreachable(error.message, self.hint(), error.kind)
         log.ended(gone)
         raise gone from error
+    except KeyboardInterrupt as error:
+        error.add_note(self.hint())
+        log.ended(error, self.hint())
+        raise
     except BaseException as error:
-        log.ended(error, self.hint() if isinstance(error, KeyboardInterrupt) else "")
+        log.ended(error)
         raise
     finally:
         self.lock.close()

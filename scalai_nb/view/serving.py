@@ -30,7 +30,8 @@ def _lately(known: dict) -> dict:  # sums of the points of the last minutes, p50
     newest = next((p for p in points[::-1] if p["p50"] is not None), {})
     return found | {k: newest.get(k) for k in ("p50", "p95")}
 
-def milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None,  # None: not known
+                ) -> str:
     "Format a latency, from a second on in seconds."
     if seconds is None: return "–"
     return f"{seconds:,.1f} s" if seconds >= .9995 else f"{1000*seconds:,.3g} ms"
