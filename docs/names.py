@@ -84,6 +84,10 @@ def adopt(app, doctree: nodes.document) -> None:
     "Let every node belong to its page: those of reStructuredText bring all of Sphinx's environment into each doctree."
     for node in doctree.findall(): node.document = doctree
 
+def with_dashes(app, doctree: nodes.document) -> None:
+    "Write a dash between a parameter and what it is: Sphinx leaves it to its smart quotes, which spoil `--by` in prose."
+    for node in [n for n in doctree.findall(nodes.Text) if n == " -- "]: node.parent.replace(node, nodes.Text(" – "))
+
 
 def without_annotated(text: str) -> str:
     "Write `Annotated[str, …]` as `str`: what a validator is called does not help a reader."
@@ -114,6 +118,7 @@ def setup(app) -> dict:
     app.connect("autodoc-process-docstring", documented)
     app.connect("autodoc-process-signature", signature)
     app.connect("doctree-read", adopt)
+    app.connect("doctree-read", with_dashes)
     app.connect("env-before-read-docs", look_ahead)
     app.add_post_transform(NameLinks)
     read = b"".join(Path(__file__).with_name(n).read_bytes() for n in ("names.py", "parameters.py", "parameters.toml"))
