@@ -4795,6 +4795,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'scalai_nb.loop.gate.gap': ('loop/gate.html#gap', 'scalai_nb/loop/gate.py'),
                                      'scalai_nb.loop.gate.gate': ('loop/gate.html#gate', 'scalai_nb/loop/gate.py'),
                                      'scalai_nb.loop.gate.judged_rows': ('loop/gate.html#judged_rows', 'scalai_nb/loop/gate.py'),
+                                     'scalai_nb.loop.gate.learnt_labels': ('loop/gate.html#learnt_labels', 'scalai_nb/loop/gate.py'),
                                      'scalai_nb.loop.gate.scores_as': ('loop/gate.html#scores_as', 'scalai_nb/loop/gate.py'),
                                      'scalai_nb.loop.gate.sides': ('loop/gate.html#sides', 'scalai_nb/loop/gate.py')},
             'scalai_nb.loop.live_evaluation': { 'scalai_nb.loop.live_evaluation.LiveFinding': ( 'loop/live_evaluation.html#livefinding',
