@@ -18,6 +18,7 @@ nb_mime_priority_overrides = [("html", kind, place) for place, kind in enumerate
     ["text/html", "image/svg+xml", "image/png", "text/markdown", "text/plain"], 1)]
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
+smartquotes = False  # it would make a dash of the -- of an option
 
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"

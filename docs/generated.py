@@ -25,12 +25,12 @@ def commands() -> str:
             for name, one in command.commands.items(): describe(one, [*names, name], depth + (1 if names[1:] else 0))
             return
         context = click.Context(command, info_name=" ".join(names))
-        rows = [(p, p.get_help_record(context)) for p in command.params if not common & set(p.opts)]
+        rows = [p.get_help_record(context) or (p.make_metavar(context), getattr(p, "help", "") or "")
+                for p in command.params if not common & set(p.opts)]  # with their defaults, as --help shows them
         usage = " ".join([*names, *command.collect_usage_pieces(context)])
         text = inspect.cleandoc(command.help or "")
         out.extend([f"{'#'*depth} `{' '.join(names)}`", "", f"`{usage}`", "", text, ""])
-        lines = [f"| `{p.make_metavar(context) if r is None else r[0]}` | {cell(getattr(p, 'help', '') or '')} |"
-                 for p, r in rows]
+        lines = [f"| `{cell(name)}` | {cell(says)} |" for name, says in rows]
         if lines: out.extend(["| argument or option | what it does |", "|---|---|", *lines, ""])
 
     describe(get_command(app), ["scalai"], 2)

@@ -28,11 +28,12 @@ def documented(app, what: str, name: str, obj, options, lines: list[str]) -> Non
     if lines and lines[-1]: lines.append("")
     known = parameters.described(module, short)
     for n in signature_of(obj):
-        said = found.get(n) or known.get(n)
+        said = known[n] if n in known else found.get(n) or ""
         if said and said != "see the text": lines.append(f":param {n}: {' '.join(str(said).split())}")
         elif n in known and not said:
             log.warning("%s: the parameter %s is not described (a comment next to it, or docs/parameters.toml)", name, n)
-    if found.get("return"): lines.append(f":returns: {' '.join(str(found['return']).split())}")
+    result = found.get("return") or parameters.returned(module, short)
+    if result: lines.append(f":returns: {' '.join(str(result).split())}")
     lines[:] = [escaped(re.sub(r"(?<!`)`([^`\n]+)`(?!`)", r"``\1``", line)) for line in lines]  # Markdown's code
 
 
@@ -83,6 +84,10 @@ def adopt(app, doctree: nodes.document) -> None:
     "Let every node belong to its page: those of reStructuredText bring all of Sphinx's environment into each doctree."
     for node in doctree.findall(): node.document = doctree
 
+def with_dashes(app, doctree: nodes.document) -> None:
+    "Write a dash between a parameter and what it is: Sphinx leaves it to its smart quotes, which spoil `--by` in prose."
+    for node in [n for n in doctree.findall(nodes.Text) if n == " -- "]: node.parent.replace(node, nodes.Text(" – "))
+
 
 def without_annotated(text: str) -> str:
     "Write `Annotated[str, …]` as `str`: what a validator is called does not help a reader."
@@ -113,6 +118,7 @@ def setup(app) -> dict:
     app.connect("autodoc-process-docstring", documented)
     app.connect("autodoc-process-signature", signature)
     app.connect("doctree-read", adopt)
+    app.connect("doctree-read", with_dashes)
     app.connect("env-before-read-docs", look_ahead)
     app.add_post_transform(NameLinks)
     read = b"".join(Path(__file__).with_name(n).read_bytes() for n in ("names.py", "parameters.py", "parameters.toml"))

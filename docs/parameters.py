@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "scalai_nb"
 TABLE = Path(__file__).with_suffix(".toml")  # what parameters are in the whole project, in a module, in a function
 OPTION = re.compile(r"Annotated\[|[A-Z]+$")  # the type of an option of a command, which says it in its help
+FOR_PROGRAMS = re.compile(r"# ?(%%|noqa|type:|fmt:)")  # the first stands above what a cell defines
 LEFT_OUT = ("_modidx", "migrations")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -31,6 +32,7 @@ class Function:
     name: str  # of a class: the class's
     line: int
     text: str  # docstring
+    returned: str  # what the comment says of its result
     parameters: list[Parameter] = field(default_factory=list)
 
 
@@ -44,23 +46,36 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 @cache
-def comments(module: str) -> dict[int, str]:
-    "Return the comments of a module by their line."
-    text = (ROOT/PACKAGE).joinpath(*module.split(".")).with_suffix(".py").read_text()
-    return {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(text).readline)
-            if t.type == tokenize.COMMENT}
+def source(module: str) -> str:
+    return (ROOT/PACKAGE).joinpath(*module.split(".")).with_suffix(".py").read_text()
 
-def with_comments(module: str, nodes: list[ast.arg | ast.AnnAssign]) -> list[Parameter]:
-    "Read parameters; a comment belongs to the last one on its line, or is on the line above."
+@cache
+def comments(module: str) -> dict[int, str]:
+    "Return the comments of a module by their line, without those for programs."
+    return {t.start[0]: t.string.lstrip("# ") for t in tokenize.generate_tokens(io.StringIO(source(module)).readline)
+            if t.type == tokenize.COMMENT and not FOR_PROGRAMS.match(t.string)}
+
+def with_comments(module: str, node: ast.FunctionDef | ast.ClassDef, nodes: list[ast.arg | ast.AnnAssign]) -> list[Parameter]:
+    """Read the parameters of a function or the fields of a class: a comment belongs to the last one on its line, or is on
+    the line above. Not theirs is what stands above the function, and what is said of the return value: next to its type,
+    or at the end of a signature of one line."""
     said, found = comments(module), []
     last = {n.end_lineno: n for n in nodes}
-    taken = {line for line in last if line in said}
+    if returns_at(module, node) in last: last[returns_at(module, node)] = node
+    taken = {node.lineno, *(line for line in last if line in said)}
     for n in nodes:
         name = n.arg if isinstance(n, ast.arg) else n.target.id
         own = said.get(n.end_lineno, "") if last[n.end_lineno] is n else ""
-        above = said.get(n.lineno - 1, "") if n.lineno - 1 not in taken else ""
+        above = said.get(n.lineno - 1, "") if n.lineno > node.lineno and n.lineno - 1 not in taken else ""
         found.append(Parameter(name, ast.unparse(n.annotation) if n.annotation else "", own or above))
     return found
+
+def returns_at(module: str, node: ast.FunctionDef | ast.ClassDef) -> int:  # 0: nowhere
+    "Return the line whose comment is about what a function returns."
+    if isinstance(node, ast.ClassDef) or node.name == "__init__": return 0
+    if node.returns: return node.returns.end_lineno
+    first = source(module).splitlines()[node.lineno - 1]
+    return node.lineno if first.partition("  #")[0].rstrip().endswith(":") else 0
 
 def arguments(node: ast.FunctionDef) -> list[ast.arg]:
     "List what a function takes by name, without `self`."
@@ -79,17 +94,18 @@ def of_class(module: str, node: ast.ClassDef) -> Iterator[Function]:
     text = ast.get_docstring(node) or ""
     for inner in node.body:
         if isinstance(inner, FUNCTIONS) and inner.name == "__init__":
-            yield Function(module, node.name, inner.lineno, text + (ast.get_docstring(inner) or ""),
-                           with_comments(module, arguments(inner)))
+            yield Function(module, node.name, inner.lineno, text + (ast.get_docstring(inner) or ""), "",
+                           with_comments(module, inner, arguments(inner)))
         elif public(inner) and isinstance(inner, FUNCTIONS): yield of_function(module, inner)
     if any("dataclass" in ast.unparse(d) for d in node.decorator_list):
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
                   and not n.target.id.startswith("_") and "ClassVar" not in ast.unparse(n.annotation)]
-        yield Function(module, node.name, node.lineno, text, with_comments(module, fields))
+        yield Function(module, node.name, node.lineno, text, "", with_comments(module, node, fields))
 
 def of_function(module: str, node: ast.FunctionDef) -> Function:
     return Function(module, node.name, node.lineno, ast.get_docstring(node) or "",
-                    with_comments(module, arguments(node)))
+                    comments(module).get(returns_at(module, node), ""),
+                    with_comments(module, node, arguments(node)))
 
 @cache
 def functions() -> tuple[Function, ...]:
@@ -161,6 +177,10 @@ def described(module: str, function: str) -> dict[str, str]:  # parameter → wh
             said = p.comment or shared(module, function, p.name, p.type) or ("see the text" if f"`{p.name}`" in f.text or OPTION.match(p.type) else "")
             found[p.name] = found.get(p.name) or said
     return found
+
+def returned(module: str, function: str) -> str:
+    "Return what is said of the result of what has this name in a module."
+    return next((f.returned for f in by_name().get((module, function), ()) if f.returned), "")
 
 def undocumented() -> Iterator[str]:
     "Parameters of what is public that no comment, no docstring and no table describes."

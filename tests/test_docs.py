@@ -20,6 +20,8 @@ def test_every_verb_and_every_setting_has_a_line():
     text = commands()
     for verb in ("ingest", "train", "serve", "models alias", "schedule add", "quarantine"):
         assert f"`scalai {verb}`" in text
+    assert r"`NOTEBOOK\|WORKFLOW" in text and "Rows to show. [default: 10; x>=0] |" in text
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")} == {4}
     text = settings()
     for name, field in Settings.model_fields.items():
         for key in getattr(field.annotation, "model_fields", ()): assert f"| `{key}` |" in text, (name, key)
@@ -44,6 +46,35 @@ def test_a_parameter_is_described_by_its_comment_its_class_or_the_table():
     assert parameters.shared("data.x", "f", "rules", "Contract | None") == "rules for columns, and for rows as wholes"
     assert parameters.shared("training.request", "FitRequest", "epochs", "int | str")  # as `fit` says
     assert not parameters.shared("data.x", "f", "unheard_of", "int")
+
+
+def test_a_comment_describes_what_it_stands_next_to(monkeypatch):
+    import ast
+
+    import parameters
+    text = ("# %% ../nbs/a.ipynb #1a2b\n"
+            "def one(x: int, y: int) -> int:  # their sum\n    return x + y\n\n"
+            "def two(x, y):  # their sum\n    return x + y\n\n"
+            "def three(x,  # a number\n          y, z=1):  # another\n    return x\n\n"
+            "class Box:\n    def __init__(self, size):  # of a side, cm\n        pass\n")
+    monkeypatch.setattr(parameters, "source", lambda module: text)
+    parameters.comments.cache_clear()
+    try:
+        one, two, three, box = ast.parse(text).body
+        said = lambda f: {p.name: p.comment for p in parameters.of_function("m", f).parameters}
+        assert said(one) == said(two) == {"x": "", "y": ""}
+        assert parameters.of_function("m", one).returned == parameters.of_function("m", two).returned == "their sum"
+        assert said(three) == {"x": "a number", "y": "", "z": "another"}
+        assert [p.comment for f in parameters.of_class("m", box) for p in f.parameters] == ["of a side, cm"]
+    finally: parameters.comments.cache_clear()
+
+
+def test_no_page_shows_the_mark_of_a_cell_as_a_description():
+    import parameters
+    said = [p.comment for f in parameters.functions() for p in f.parameters]
+    assert len(said) > 2_000 and not any("%%" in s or "ipynb" in s for s in said)
+    assert parameters.described("data.clean", "parse_times")["formats"] != "timestamp[us]; null where no format fits"
+    assert not [*parameters.undocumented()]
 
 
 def test_an_export_cell_becomes_signatures_and_folded_source():

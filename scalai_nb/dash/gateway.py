@@ -321,7 +321,7 @@ def dash(apps: list[str] | None = None,  # names or paths of app notebooks; none
          settings: Settings | None = None,
          announce=None,  # called with the link once it works; none: print it
         ) -> None:
-    "Show the dashboards until Ctrl-C or SIGTERM. The link is the editors'; the home page has one for viewers."
+    "Show the dashboards until Ctrl-C or SIGTERM. The link is the editors'; the first page has one for viewers."
     settings = settings or Settings.load()
     chosen, tokens = find_apps(apps, settings), choose_tokens(settings)
     networks(settings.apps.proxy)  # refused now

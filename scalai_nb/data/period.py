@@ -112,7 +112,8 @@ def period_name(value, unit: str = "month") -> str | None:
     return value if isinstance(value, str) else f"{int(value):02d}" if hasattr(value, "__index__") else str(value)
 
 def period_names(column,  # Arrow: times, months of a year or words
-                 unit: str = "month"):  # Arrow strings
+                 unit: str = "month",  # hour, day, week, month or year
+                ):  # Arrow strings
     "The period of each value; a name is made once for equal values."
     import pyarrow as pa
     import pyarrow.compute as pc

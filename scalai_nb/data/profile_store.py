@@ -265,7 +265,8 @@ def recall(
 # %% ../../nbs/data/06_profile_store.ipynb #3879865a
 def opened(rows: pa.Table,  # of the store
            i: int,  # which of them
-           source: str):  # Profile
+           source: str,  # whose window it is
+          ):  # Profile
     "A profile of the store. Raises `WorkFailed` where it is damaged."
     from scalai_nb.data.profile import Profile
     told = f"The window of '{source}' for {rows['period'][i].as_py()} (batch {rows['batch'][i].as_py()})"
