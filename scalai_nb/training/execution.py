@@ -61,7 +61,7 @@ def hint(self: Execution) -> str:
     "Describe how a stopped training can go on."
     from scalai_nb.training import checkpoint
     return (
-        f"It goes on from its last checkpoint with resume={str(self.run.path)!r}."
+        f"It goes on from its last checkpoint with resume={str(self.run.path)!r} (scalai train --resume FOLDER)."
         if checkpoint.latest(self.job.checkpoints)
         else "It had no checkpoint yet: there is one after each epoch, and with checkpoint_every= between."
     )
