@@ -97,7 +97,7 @@ def test_where_no_champion_is_left_the_job_says_so(loop):
         gated.code == 0
         and gated.doc["results"]["passed"]
         and gated.doc["results"]["against"] == 0
-        and "of a constant" in gated.doc["results"]["reason"]
+        and "of the constant" in gated.doc["results"]["reason"]
     )
 
 

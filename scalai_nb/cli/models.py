@@ -11,6 +11,7 @@ __all__ = ['models_app', 'MODEL', 'EMPTY', 'BUDGET', 'LABEL', 'THRESHOLD', 'KEY'
 # %% ../../nbs/cli/09_models.ipynb #794570e6
 import re
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -80,7 +81,9 @@ def train(
     with working(f"Starting to train {file.name}"):
         from scalai_nb.loop.training import train
         from scalai_nb.training.registry import Registry
-    found = train(file, settings, **({"ranks": ranks} if ranks else {}), **({"resume": resume} if resume else {}))
+    options = {"ranks": ranks} if ranks else {}
+    if resume: options["resume"] = Path(resume).absolute()
+    found = train(file, settings, **options)
     registry = Registry(settings)
     run_ids = [registry.log(run) for run in found.runs]
     doc = found.to_dict() | {"run_id": run_ids[0], "run_ids": run_ids, "model": file.name}
@@ -317,21 +320,24 @@ def score(
     if not model.endswith(".onnx"): model = str(model_ref(model))
     check_source(uri)
     from scalai_nb.serving.score import score
-    scores, own = _where_scores_go(model, uri)
-    doc = score(model, uri, table or scores, label=label, key=key or own or None, period=period)
+    given = _scored_like(model, uri)
+    doc = score(model, uri, table or given["table"], label=label or given["label"], key=key or given["key"],
+                period=period)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
-def _where_scores_go(model: str, uri: str) -> tuple[str, list[str]]:
-    "The table of a model's scores, and the columns of its table's key that the rows to score have."
+def _scored_like(model: str, uri: str) -> dict:  # table, key, label
+    "Where a model file's scores go, with which of its table's key and target in the rows to score."
     from scalai_nb.core.settings import Settings
     from scalai_nb.loop.model_file import Model, model_files
     from scalai_nb.serving.rows import columns_in
+    from scalai_nb.serving.score import OWN
     settings, name = Settings.load(), model.partition("@")[0]
-    if name not in model_files(settings): return "scores", []
+    if name not in model_files(settings): return {"table": "scores", "key": None, "label": None}
     file = Model.load(name, settings)
-    key = file.table_file(settings).key
-    return file.scores, key if set(key) <= set(columns_in(uri, settings, file.table)) else []
+    there, key = columns_in(uri, settings, file.table), file.table_file(settings).key
+    return {"table": file.scores, "key": key if key and set(key) <= set(there) - set(OWN) else None,
+            "label": file.target if file.target in there else None}
 
 KEY = "Column that identifies a row; repeat it for several. Default: as in the deliveries before, or the table's key."
 CAME = "Column that holds what became true. Default: label, or the target where there is no such column."

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .column import Column
-from .number_text import CODE, number_pattern, without_brackets
+from .number_text import are_codes, number_pattern, without_brackets
 from .numeric import HOUR_US, iso
 from .profile_format import pack_column, split_state
 from .value_formats import DATES, FORMATS, formats
@@ -121,6 +121,7 @@ def proposal(c: Column) -> Proposal | None:  # None: there is nothing to propose
         k: n for k, n in f.items() if k.partition("+")[0] in names
     }
     missing = _missing(c) if f.get("missing") else {}
+    if f.get("point") == there > 0 and are_codes(_known_texts(c, missing)): return None
     if (found := _as_booleans(c, missing)) is not None: return found
     signs = there and f.get("other") and (f["other"] >= .9*there or _has_brackets(c))
     if signs and (found := _with_signs(c, missing) or _with_months(c, missing)) is not None: return found
@@ -179,7 +180,7 @@ def _with_signs(c: Column, missing: "dict[str, int]") -> Proposal | None:
     written = _known_texts(c, missing)
     known = without_brackets(written)
     fits = {mark: pc.match_substring_regex(known, number_pattern(mark)) for mark in ".,"}
-    number = pc.and_not(pc.or_(fits["."], fits[","]), pc.match_substring_regex(known, CODE))
+    number = pc.or_(fits["."], fits[","])
     sure = {mark: pc.sum(pc.and_(fits[mark], pc.invert(fits[other]))).as_py() or 0 for mark, other in (".,", ",.")}
     if not len(known) or number.true_count < .9*len(known): return None
     said = f"holds amounts as text, as {written.filter(number)[0].as_py()!r}"

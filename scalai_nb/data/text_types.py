@@ -9,7 +9,7 @@ __all__ = ['kept_as', 'exact_type', 'is_number', 'with_commas']
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .number_text import CODE, number_pattern, plain_numbers
+from .number_text import are_codes, number_pattern, plain_numbers
 from .types import cast, leading_zeros
 
 # %% ../../nbs/data/02_text_types.ipynb #8fa9f32d
@@ -25,18 +25,12 @@ def exact_type(texts: pa.ChunkedArray,  # of a column
     """The type of numbers as they are written:
 
     with leading zeros or as codes they are text, and whole numbers that float64 would round are uint64 or text."""
-    if pc.any(leading_zeros(texts)).as_py() or pa.types.is_floating(type) and _codes(texts): return pa.string()
+    if pc.any(leading_zeros(texts)).as_py() or pa.types.is_floating(type) and are_codes(texts): return pa.string()
     long = texts.filter(pc.greater_equal(pc.binary_length(texts), 16)) if pa.types.is_floating(type) else []
     whole = long.filter(pc.match_substring_regex(long, r"^\s*[+-]?\d+\s*$")) if len(long) else []
     if not len(whole) or all(int(float(v)) == int(v) for v in pc.unique(whole).to_pylist()): return type
     done, bad = cast(pc.utf8_trim_whitespace(texts), pa.uint64())
     return pa.uint64() if bad is None else pa.string()
-
-def _codes(texts: pa.ChunkedArray) -> bool:
-    "Whether all numbers with an exponent look like codes and none has a point."
-    some = texts.filter(pc.match_substring(texts, "E"))
-    if not pc.all(pc.match_substring_regex(pc.unique(some), CODE), min_count=1).as_py(): return False
-    return not pc.any(pc.match_substring(texts, ".")).as_py()
 
 def is_number(t: pa.DataType,  # of a column
              ) -> bool:
@@ -48,7 +42,7 @@ def with_commas(texts: pa.ChunkedArray,  # of a column
                ) -> pa.DataType | None:  # None: they are no numbers
     "Choose the type of numbers with decimal commas."
     values = pc.utf8_trim_whitespace(pc.unique(pc.drop_null(texts)))
-    if not len(values) or pc.any(leading_zeros(values)).as_py(): return None
+    if not len(values) or pc.any(leading_zeros(values)).as_py() or are_codes(values): return None
     if not pc.all(pc.match_substring_regex(values, number_pattern(",", signs=False))).as_py(): return None
     plain = plain_numbers(values, ",", signs=False)
     whole = pc.all(pc.match_substring_regex(plain, r"^[+-]?\d{1,18}$")).as_py()

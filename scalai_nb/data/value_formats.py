@@ -103,8 +103,7 @@ def _number(data, start, a, stop):  # a: where the first digits end, and somethi
     if end < stop and (data[end] == 101 or data[end] == 69) and data[a] != 44 and end - start > (end > a):  # e, E
         sign = end + 1 < stop and (data[end + 1] == 43 or data[end + 1] == 45)
         last = _digits(data, end + 1 + sign, stop)
-        code = data[end] == 69 and end == a and not sign  # 12E5: no program writes a number so
-        return _POINT if last == stop and last > end + 1 + sign and not code else _OTHER
+        return _POINT if last == stop and last > end + 1 + sign else _OTHER
     if end < stop or end - start < 2 or end == a: return _OTHER
     if zeros: return _ZEROS
     if data[a] == 46: return _POINT

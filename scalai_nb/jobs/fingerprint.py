@@ -221,12 +221,13 @@ def find_unchanged(session: Any,  # it has a `record`, None before the first run
                    notebook: Path, inputs: Inputs,
                    earlier: JobRun | None = None,  # of the step, in the run to go on with
                   ) -> tuple[JobRun | None, str]:  # the run that is valid for it, or None and why it is to run
-    "Whether a step is done already. A forced one that was stopped is not done by what it was to replace."
+    "Whether a step is done already. One that was forced and then stopped is not."
     record = session.record
     if record is None: return None, "it never ran"
     if (run := record.last_success(key)) is None: return None, reason_to_run(record, key, path[-1], notebook)
     why = session.tables.change_reason(run, path) or inputs.change_reason(run)
-    if earlier and not earlier.ok and (run.started or 0) < (earlier.started or 0): why = why or _ended(earlier)
+    forced = earlier and not earlier.ok and earlier.key and not key_difference(key, earlier.key)
+    if forced and (run.started or 0) < (earlier.started or 0): why = why or _ended(earlier)
     return (None, why) if why else (run, "")
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #4b6d31fe
@@ -249,8 +250,8 @@ def reason_to_run(record: Record | None, key: str, name: str, notebook: Path,
     return _ended(run) if run.state not in ("running", "queued") else f"it has not ended yet, {run.id}"
 
 def _ended(run: Any) -> str:  # a JobRun, or a row of the record
-    words = "was cancelled" if run.state == "cancelled" else run.state.replace("_", " ")
-    return f"it {words} last time, {run.id}"
+    words = {"cancelled": "it was cancelled", "lost": "it was lost", "kernel_died": "its kernel died"}
+    return f"{words.get(run.state, 'it ' + run.state.replace('_', ' '))} last time, {run.id}"
 
 # %% ../../nbs/jobs/21_fingerprint.ipynb #541b3999
 def can_continue(run: JobRun | None,

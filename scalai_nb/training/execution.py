@@ -61,7 +61,7 @@ def hint(self: Execution) -> str:
     "Describe how a stopped training can go on."
     from scalai_nb.training import checkpoint
     return (
-        f"It goes on from its last checkpoint with resume={str(self.run.path)!r} (scalai train --resume FOLDER)."
+        f"It goes on from its last checkpoint with resume={str(self.run.path)!r}."
         if checkpoint.latest(self.job.checkpoints)
         else "It had no checkpoint yet: there is one after each epoch, and with checkpoint_every= between."
     )
@@ -140,7 +140,7 @@ def finish_run(run: Any,  # a training.run.Run
     run.params |= {"optimizer": optimizer.pop("name"), **optimizer, "notes": [*job.notes, *result["notes"]],
                    "frozen": [n for n, p in job.model.named_parameters() if not p.requires_grad]}
     run.code, run.seconds, run.state = code_version(settings.root), time.perf_counter() - started, "done"
-    if job.small: run.code["threads"] = 1
+    if job.small and run.ranks == 1: run.code["threads"] = 1
     run.model, run.example = job.model.cpu().eval(), _example(job)
     _save_profile(run, job)
     run.save(run.path)

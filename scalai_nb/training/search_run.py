@@ -191,7 +191,7 @@ def finish(self: SearchRun, number: int,
     trial, metric = self.running[number], self.request.metric
     list(self.report(number, result["history"]))
     finish_run(trial.run, trial.job, result, self.request.settings, trial.started)
-    if trial.run.code["threads"] != self.threads:  # those of the worker, not of this process
+    if not trial.job.small and trial.run.code["threads"] != self.threads:  # those of the worker, not of this process
         trial.run.code["threads"] = self.threads
         trial.run.save(trial.run.path)
     value = trial.run.metrics.get(metric)

@@ -6,38 +6,49 @@
 __all__ = ['SMALL', 'one_thread', 'forward_operations', 'is_small']
 
 # %% ../../nbs/training/23_threads.ipynb #57c066d8
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 # %% ../../nbs/training/23_threads.ipynb #9a8f92c9
+_users, _lock, _before = 0, threading.Lock(), 1
+
 @contextmanager
 def one_thread() -> Iterator[None]:
-    "Within the block torch computes with one thread."
+    "Within the block torch computes with one thread; several blocks may overlap, in threads of this process."
+    global _users, _before
     import torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _lock:
+        if not _users: _before = torch.get_num_threads()
+        _users += 1
+        torch.set_num_threads(1)
     try: yield
-    finally: torch.set_num_threads(before)
+    finally:
+        with _lock:
+            _users -= 1
+            if not _users: torch.set_num_threads(_before)
 
 # %% ../../nbs/training/23_threads.ipynb #e493dae9
 def forward_operations(model: Any,  # a torch.nn.Module
                        sample: Any,  # (N, …) a few rows as a tensor
                       ) -> float:  # a row
-    "Count the floating-point operations of a forward pass, without those that no weight takes part in."
+    "Estimate the floating-point operations of a forward pass, without those that no weight takes part in."
     import torch
     from torch import nn
-    counts, layers = [], (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    counts, last = [], (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     def count(layer: Any, inputs: tuple, output: Any) -> None:
-        counts.append(2*layer.weight.numel()*output.numel()/layer.weight.shape[0])
-    hooks = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, layers)]
+        weights = [p for p in layer.parameters(recurse=False) if p.ndim > 1]
+        if isinstance(layer, last): vectors = output.numel()/layer.weight.shape[0]
+        else: vectors = next((x.numel()/x.shape[-1] for x in inputs if torch.is_tensor(x) and x.numel()), 0)
+        counts.append(2*sum(p.numel() for p in weights)*vectors)
+    layers = [m for m in model.modules() if not isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    hooks = [m.register_forward_hook(count) for m in layers if any(p.ndim > 1 for p in m.parameters(recurse=False))]
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad(): model.eval()(sample)
     finally:
         for hook in hooks: hook.remove()
-    others = [m for m in model.modules() if not isinstance(m, (*layers, nn.Embedding))]
-    weights = sum(p.numel() for m in others for p in m.parameters(recurse=False) if p.ndim > 1)
-    return (sum(counts) + 2*weights*sample.numel()/sample.shape[-1])/len(sample)
+    return sum(counts)/len(sample)
 
 # %% ../../nbs/training/23_threads.ipynb #7cd676a9
 SMALL = 2e8  # operations of a forward pass over the rows of a step

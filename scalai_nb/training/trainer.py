@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import patch
 
-from ..core.errors import WorkFailed
+from ..core.errors import BadRequest, WorkFailed
 from ..data.target import Target
 from .logger import best_epoch
 from .objective import OBJECTIVES, criterion, network_input
@@ -391,7 +391,10 @@ def resume(self: TrainerState, emit: Callable,  # receives a dict
     newest = checkpoint.latest(self.job.checkpoints)
     if newest is None: return
     state, own = checkpoint.load(newest)
-    self.model.load_state_dict(state["model"])
+    try: self.model.load_state_dict(state["model"])
+    except RuntimeError as e:  # other shapes
+        raise BadRequest(f"The checkpoint in {self.job.checkpoints.parent} is of another network.",
+                         "Resume with the columns and the network that it was begun with.", "resume") from e
     self.optimizer.load_state_dict(state["optimizer"])
     self.loader.load_state_dict(state["loader"])
     self.history, self.epoch, self.batch, self.step = (state[k] for k in ("history", "epoch", "batch", "step"))
