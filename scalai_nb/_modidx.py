@@ -8415,7 +8415,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.view.search.value_scale': ('view/search.html#value_scale', 'scalai_nb/view/search.py')},
             'scalai_nb.view.serving': { 'scalai_nb.view.serving._curve': ('view/serving.html#_curve', 'scalai_nb/view/serving.py'),
                                         'scalai_nb.view.serving._lately': ('view/serving.html#_lately', 'scalai_nb/view/serving.py'),
-                                        'scalai_nb.view.serving.milliseconds': ( 'view/serving.html#milliseconds',
+                                        'scalai_nb.view.serving.latency_text': ( 'view/serving.html#latency_text',
                                                                                  'scalai_nb/view/serving.py'),
                                         'scalai_nb.view.serving.served_models': ( 'view/serving.html#served_models',
                                                                                   'scalai_nb/view/serving.py'),

@@ -83,11 +83,8 @@ def warm(monkeypatch):
 @pytest.fixture
 def one_thread():
     "Torch on one thread, as a busy machine has no more."
-    import torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    from scalai_nb.training import threads
+    with threads.one_thread(): yield
 
 
 @pytest.fixture(scope="session")

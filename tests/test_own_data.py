@@ -2,12 +2,16 @@
 
 import json
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import succeeded
+from conftest import scalai, succeeded
 
 from scalai_nb.cli.main import capture
 
@@ -82,6 +86,34 @@ def test_two_commands_lead_from_a_file_to_a_model_that_serves(target, tmp_path):
     else: assert set(scores.prediction) <= set(rows[target].dropna()) and scores.score.between(0, 1).all()
     said = scores.prediction if task == "regression" else scores.score
     np.testing.assert_allclose(np.sort(said), np.sort(found.max(1) if found.ndim == 2 else found), rtol=1e-5)
+    more = succeeded("score", target, "../rows.csv", cwd=work)  # into the model's own table
+    table = sn.Table(f"{target}_scores", settings).to_pandas()
+    assert (more["table"], len(table)) == (f"{target}_scores", len(raw) + len(rows))
+    assert {"label", *shlex.split(options)[1::2]} - {"time_hour"} <= set(table)
+
+
+@pytest.mark.slow
+def test_a_training_that_is_stopped_says_from_where_it_goes_on(tmp_path):
+    flowers().to_csv(tmp_path/"rows.csv", index=False)
+    succeeded("init", "work", "--from", "rows.csv", "--target", "species", cwd=tmp_path)
+    work = tmp_path/"work"
+    succeeded("run", "workflows/ingest.ipynb", cwd=work)
+    file = work/"models"/"species.toml"
+    file.write_text(file.read_text().replace("[train]\n", "[train]\nepochs = 120\n", 1))
+    train = [str(Path(sys.executable).with_name("scalai")), "train", "species"]
+    process = subprocess.Popen(train, cwd=work, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                               start_new_session=True)
+    end = time.monotonic() + 120
+    while not list(work.glob(".scalai/fits/*/checkpoints/*")) and time.monotonic() < end: time.sleep(.02)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1].splitlines()
+    assert (process.returncode, said[-2]) == (130, "scalai: Cancelled."), said
+    (folder,) = work.glob(".scalai/fits/*")
+    assert said[-1] == f"It goes on from its last checkpoint with resume={str(folder)!r}."
+    done = succeeded("train", "species", "--resume", str(folder.relative_to(work)), cwd=work)
+    assert any(note.startswith("resumed at step") for note in done["notes"]), done["notes"]
+    wrong = scalai("train", "species", "--resume", "contracts", cwd=work)
+    assert wrong.code == 2 and "is no folder of a training" in wrong.err and not list((work/"contracts").glob(".lock"))
 
 
 def harvest() -> pd.DataFrame:
