@@ -24,6 +24,7 @@ from ..core.errors import BadRequest, WorkFailed
 from ..core.settings import Settings
 from ..core.stats import Z95, delong, wilson
 from ..training.objective import row_loss
+from ..training.onnx_session import cuda_is_there
 
 # %% ../../nbs/compression/01_benchmark.ipynb #ad667987
 MEASURES = {"regression": "R²", "embedding": "cosine"}  # task → what `accuracy` is
@@ -78,12 +79,13 @@ def timings(files: list[Path],  # of the candidates
             ways: tuple = WAYS,  # (rows of a call, threads, calls) of each measurement
             turns: int = 15,  # of each candidate
             until: float | None = None,  # a `time.monotonic()` after which each way has one more turn, no more
-           ) -> list[list[dict]]:  # for each file, for each way: batch, threads, calls, p50_ms, p99_ms
+            device: str = "cpu",  # or cuda
+           ) -> list[list[dict]]:  # for each file, for each way: batch, threads, device, calls, p50_ms, p99_ms
     """How long calls take in each candidate, after a warm-up; where a call is long there are fewer, for about two
     seconds."""
     out = [[] for _ in files]
     for threads in dict.fromkeys(t for _, t, _ in ways):
-        sessions = [ex.session(f, threads) for f in files]
+        sessions = [ex.session(f, threads, device) for f in files]
         for batch, _, calls in (w for w in ways if w[1] == threads):
             feeds = [
                 {k: np.concatenate([v] * -(-batch // len(v)))[:batch] for k, v in ex.feeds_of(s, rows[:batch]).items()}
@@ -98,8 +100,8 @@ def timings(files: list[Path],  # of the candidates
             for mine, t in zip(out, took):
                 p50, p99 = np.quantile(t, (.5, .99))*1e3
                 mine.append(
-                    {"batch": batch, "threads": threads or os.cpu_count(), "calls": len(t), "p50_ms": float(p50),
-                     "p99_ms": float(p99)}
+                    {"batch": batch, "threads": threads or os.cpu_count(), "device": device, "calls": len(t),
+                     "p50_ms": float(p50), "p99_ms": float(p99)}
                 )
     return out
 
@@ -229,8 +231,10 @@ class Candidate:
     layers: list[dict] = field(default_factory=list)  # of an int8 one, see `layer_errors`
     loss: float | None = None  # nats a row; None but for classes
 
-    def way(self, batch: int, threads: int = 1) -> dict:  # p50_ms, p99_ms; empty where it was not measured
-        return next((t for t in self.timings if t["batch"] == batch and t["threads"] == threads), {})
+    def way(self, batch: int, threads: int = 1, device: str = "cpu") -> dict:  # p50_ms, p99_ms; empty: not measured
+        "Find what was measured in one way."
+        wanted = (batch, threads, device)
+        return next((t for t in self.timings if (t["batch"], t["threads"], t.get("device", "cpu")) == wanted), {})
 
 # %% ../../nbs/compression/01_benchmark.ipynb #054e4d2c
 def measure(paths: dict[str, Path], rows: Rows, task: str,
@@ -239,7 +243,11 @@ def measure(paths: dict[str, Path], rows: Rows, task: str,
     "Open each file, score the validation rows, take time and memory."
     sessions = {r: ex.session(p) for r, p in paths.items()}
     feeds = ex.feeds_of(next(iter(sessions.values())), rows.raw)
-    took, peaks, out = timings(list(paths.values()), rows.raw, until=until), memory(list(paths.values())), []
+    files, out = list(paths.values()), []
+    took, peaks = timings(files, rows.raw, until=until), memory(files)
+    if cuda_is_there():
+        on_gpu = timings(files, rows.raw, tuple(w for w in WAYS if w[1] == 1), until=until, device="cuda")
+        for mine, more in zip(took, on_gpu): mine.extend(more)
     for i, (recipe, s) in enumerate(sessions.items()):
         path, told = paths[recipe], ex.facts(s)
         c = Candidate(

@@ -240,12 +240,14 @@ def finish(half,  # the model's graph, float or quantized
 # %% ../../nbs/compression/00_export.ipynb #62ab9d29
 def session(path: Path | str,  # an .onnx file, or its bytes
             threads: int = 1,  # within one call; 0: one per core
+            device: str = "cpu",  # or cuda
            ):  # onnxruntime.InferenceSession
-    "Open a file in ONNX Runtime. Raises `BadRequest` where it is none, or not what was written."
-    if isinstance(path, bytes): return runtime(path, threads, "The bytes given is not a model ONNX Runtime can read")
+    "Open a file in ONNX Runtime. Raises `BadRequest` for another file, and where the device is not there."
+    wrong = "is not a model ONNX Runtime can read"
+    if isinstance(path, bytes): return runtime(path, threads, f"The bytes given {wrong}", device)
     if not Path(path).is_file(): raise BadRequest(f"There is no model file {path}.", "Check the path.")
     check_seal(path)
-    return runtime(str(path), threads, f"{path} is not a model ONNX Runtime can read")
+    return runtime(str(path), threads, f"{path} {wrong}", device)
 
 # %% ../../nbs/compression/00_export.ipynb #9d4c217e
 def signature(model,  # a session

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from . import export as ex
 from .benchmark import DROPS, MEASURES, Candidate, Rows, machine, measure, rows_of
-from .recipes import RECIPES, SEARCH, Request, cost, make, run_task, workers
+from .recipes import SEARCH, Request, cost, make, run_task, usual_recipes, workers
 from ..core import svg
 from ..core.errors import BadRequest, one_of
 from ..core.jsonable import several
@@ -212,7 +212,7 @@ def _request(run, rows: Rows, budget: dict, labels: ex.Labels | None, epochs: in
 def compress(
     run,  # a Run, from fit or the registry
     budget: dict | None = None,  # see `best`; None or empty: at most one point of accuracy, and .01 of AUC
-    # words joined by `+`; float32 is always measured; None: RECIPES, or a search within `timeout`
+    # words joined by `+`; float32 is always measured; None: the usual ones, or a search within `timeout`
     recipes: tuple[str, ...] | None = None,
     settings: Settings | None = None,
     finetune_epochs: int = 1,  # that a pruned network is tuned, three times as many for a distilled one
@@ -231,7 +231,7 @@ def compress(
     _possible(run, rows, recipes, timeout, finetune_epochs, ratio=ratio, width=width)
     start, settings = time.monotonic(), settings or Settings.load()
     budget, search = checked(budget, run_task(run)), recipes is None and timeout is not None
-    todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else RECIPES))]), key=cost)
+    todo = sorted(dict.fromkeys(["float32", *(recipes or (SEARCH if search else usual_recipes()))]), key=cost)
     whole = hasattr(run.model, "onnx_graph")  # an estimator, or an ensemble with one: it is left as it is
     if whole: todo, search, apart = ["float32"], False, dict.fromkeys(todo[1:], f"{run.network} is left as it is")
     rows = rows or rows_of(run, table, settings)
@@ -354,6 +354,7 @@ COLUMNS = {  # heading -> text of a candidate's cell
     "1 row, ms": lambda c, base: _pair(c.way(1)),
     "64 rows, all cores": lambda c, base: _pair(c.way(64, _cores(c))),
     "1 row, all cores": lambda c, base: _pair(c.way(1, _cores(c))),
+    "64 rows, GPU": lambda c, base: _pair(c.way(64, device="cuda")),
     "memory, MB": lambda c, base: "–" if c.memory_bytes is None else f"{c.memory_bytes/1e6:.1f}",
     "size, kB": lambda c, base: f"{c.size_bytes/1e3:,.1f}",
     "× faster": lambda c, base: f"{base.latency_ms/c.latency_ms:.1f}",
@@ -396,7 +397,8 @@ def _lines(head, rows, bold=None) -> str:
 def _repr_html_(self: Frontier) -> str:
     "The table, the reason, the picture, and what the int8 layers lose."
     top = self.best(self.budget)
-    columns = {h: text for h, text in COLUMNS.items() if "AUC" not in h or self.base.auc is not None}
+    there = {"AUC, 95 % interval": self.base.auc is not None, "64 rows, GPU": bool(self.base.way(64, device="cuda"))}
+    columns = {h: text for h, text in COLUMNS.items() if there.get(h, True)}
     rows = [
         [c.recipe + (" ◂ best" if c is top else ""), *(text(c, self.base) for text in columns.values())]
         for c in self.candidates

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'ROWS', 'int8', 'layers', 'int8_weights', 'calibration', 'quantize', 'int8_sums', 'quiet', 'weight_types',
-           'activations', 'piece', 'layer_errors', 'spare', 'dynamic', 'dynamic_encoders']
+           'activations', 'piece', 'layer_errors', 'spare', 'dynamic', 'dynamic_encoders', 'half_precision']
 
 # %% ../../nbs/compression/02_quantize.ipynb #11306dc8
 import logging
@@ -342,3 +342,13 @@ def dynamic_encoders(proto,  # ModelProto that takes raw rows
         body.node.extend(made)
     if constants: _replace(out, list(out.graph.node), constants)
     return out
+
+# %% ../../nbs/compression/02_quantize.ipynb #b35e9fc7
+def half_precision(proto,  # the model's graph, `features` -> `score`
+                  ):  # ModelProto
+    "Store weights and compute in float16, from and to float32; see `onnxruntime.transformers.float16`."
+    from onnx import ModelProto
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+    out = ModelProto()
+    out.CopyFrom(proto)
+    return convert_float_to_float16(out, keep_io_types=True)

@@ -221,3 +221,24 @@ def test_serving_on_cuda(measured):
     assert device_of(sessions["cuda"]) == "cuda"
     np.testing.assert_allclose(run["cuda"](), run["cpu"](), atol=1e-4)
     measured(**{f"{device} rows/s": f"{len(X)/best(fn):,.0f}" for device, fn in run.items()})
+
+
+def test_half_precision_on_cuda(measured):
+    "A wide network in float16 and in float32 through the CUDA provider: milliseconds of 64 rows, and how far apart."
+    import torch
+
+    from scalai_nb.compression import export as ex
+    from scalai_nb.compression.benchmark import timings
+    from scalai_nb.compression.quantize import half_precision
+    from scalai_nb.training.networks import TabularMLP
+    from scalai_nb.training.onnx_session import cuda_is_there
+    if not cuda_is_there(): pytest.skip("ONNX Runtime has no CUDA provider: pip install 'scalai-nb[serve-gpu]'")
+    torch.manual_seed(0)
+    graph = ex.graph(TabularMLP(200, hidden=(2048, 2048, 2048)).eval(), (200,), "binary")
+    files = [ex.finish(g, None, "binary").SerializeToString() for g in (graph, half_precision(graph))]
+    X = np.random.default_rng(0).normal(size=(64, 200)).astype(np.float32)
+    took = timings(files, X, ((64, 1, 200),), device="cuda")
+    whole, half = (ex.run_scores(ex.session(f, 1, "cuda"), {"features": X}) for f in files)
+    measured(float32_ms=round(took[0][0]["p50_ms"], 3), float16_ms=round(took[1][0]["p50_ms"], 3),
+             difference=float(np.abs(whole - half).max()))
+    assert np.abs(whole - half).max() < 1e-2
