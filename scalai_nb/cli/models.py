@@ -320,9 +320,9 @@ def score(
     if not model.endswith(".onnx"): model = str(model_ref(model))
     check_source(uri)
     from scalai_nb.serving.score import score
-    given = _scored_like(model, uri)
-    doc = score(model, uri, table or given["table"], label=label or given["label"], key=key or given["key"],
-                period=period)
+    given = {k: v for k, v in {"table": table, "label": label, "key": key}.items() if v}
+    if len(given) < 3: given = _scored_like(model, uri) | given
+    doc = score(model, uri, period=period, **given)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
