@@ -609,13 +609,14 @@ def test_an_estimator_that_is_not_possible_is_refused_in_two_lines(settings, net
 
 
 def test_an_estimator_is_compressed_to_itself_and_is_not_repeated(settings):
-    from scalai_nb.compression.frontier import RECIPES, compress
+    from scalai_nb.compression.frontier import compress
+    from scalai_nb.compression.recipes import usual_recipes
     from scalai_nb.data.write import write
     write(customers(), "customers", key="customer_id", fold="customer_id", settings=settings)
     run = fit(TREES, "customers", target="left", settings=settings)
     found = compress(run, {"accuracy_drop": .01}, settings=settings)
     assert [c.recipe for c in found.candidates] == ["float32"] and found.best().recipe == "float32"
-    assert found.left_out == dict.fromkeys(set(RECIPES) - {"float32"}, "LGBMClassifier is left as it is")
+    assert found.left_out == dict.fromkeys(set(usual_recipes()) - {"float32"}, "LGBMClassifier is left as it is")
     assert "is left as it is" in found._repr_html_()
     with pytest.raises(BadRequest, match="is of an estimator, LGBMClassifier"): run.repeat()
 

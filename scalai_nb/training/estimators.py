@@ -258,9 +258,9 @@ def train_estimator(request: Any,  # a training.request.FitRequest
 # %% ../../nbs/training/37_estimators.ipynb #c448f624
 def _check_options(request: Any) -> None:
     from scalai_nb.training.request import check_request
-    check_request(request)
     if request.resume:
         raise BadRequest("An estimator is fitted at once: there is nothing to resume.", "Leave resume= out.")
+    check_request(request)
 
 def in_batches(model: Any,  # an nn.Module
                X: np.ndarray,  # (M, F) float32
