@@ -61,6 +61,7 @@ bench-data: dev
 bench-reading: dev
 	@$(INSTALL) clevercsv frictionless agate
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/reading.py $(POLLOCK)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/broken_lines.py
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/column_types.py
 
 # The default network and gradient boosting on a dozen real tables, beside peers on the same split (about an hour; SEEDS=1 for a look).

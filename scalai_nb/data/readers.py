@@ -335,7 +335,8 @@ def put_in(rows: pa.Table, added: pa.Table, places: list[int]) -> pa.Table:
     "Put each row of `added` before the row of `rows` that has its place."
     if not places: return rows
     cuts = [rows.slice(a, b - a) for a, b in zip([0, *places], [*places, rows.num_rows])]
-    return pa.concat_tables([cuts[0], *(t for i, c in enumerate(cuts[1:]) for t in (added.slice(i, 1), c))])
+    parts = [cuts[0], *(t for i, c in enumerate(cuts[1:]) for t in (added.slice(i, 1), c))]
+    return pa.concat_tables(parts).combine_chunks()  # a thousand short pieces make all that follows slower
 
 # %% ../../nbs/data/03_readers.ipynb #c1b515f0
 def in_utf8(uri: str, head: bytes,  # of a file, and its first bytes

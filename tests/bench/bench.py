@@ -78,6 +78,7 @@ SECTIONS = (
     "serve",
     "sentences",
     "reading",
+    "broken",
     "types",
     "tables",
     "late",
