@@ -3361,6 +3361,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'scalai_nb/data/types.py'),
                                       'scalai_nb.data.types._stored_nested': ('data/types.html#_stored_nested', 'scalai_nb/data/types.py'),
                                       'scalai_nb.data.types._unknown': ('data/types.html#_unknown', 'scalai_nb/data/types.py'),
+                                      'scalai_nb.data.types._with_wrong': ('data/types.html#_with_wrong', 'scalai_nb/data/types.py'),
                                       'scalai_nb.data.types.arrow_type': ('data/types.html#arrow_type', 'scalai_nb/data/types.py'),
                                       'scalai_nb.data.types.cast': ('data/types.html#cast', 'scalai_nb/data/types.py'),
                                       'scalai_nb.data.types.clock': ('data/types.html#clock', 'scalai_nb/data/types.py'),

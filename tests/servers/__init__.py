@@ -145,11 +145,16 @@ def gcs() -> Server:
                   f"127.0.0.1:{port}", "-external-url", f"http://127.0.0.1:{port}", port="-port", folder=None, at=port)
 
 
+def cached(name: str) -> Path:
+    "A folder in the user's cache, which outlives the checkout."
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"scalai-nb"/name
+
+
 def environment(name: str, *requirements: str) -> Path:
     "A virtual environment of its own, made once and kept in the user's cache: the folder of its programs."
     from scalai_nb.core.lock import locked
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home()/".cache")/"scalai-nb"/f"{name}-python{python}"
+    home = cached(f"{name}-python{python}")
     with locked(f"{home}.lock"):
         if (home/"done").exists(): return home/"bin"
         shutil.rmtree(home, ignore_errors=True)
@@ -169,5 +174,3 @@ def protocol_clients() -> Path:
     "Triton's and KServe's clients, which want an older pandas, and schemathesis, whose pytest plugin loads slowly."
     return environment("protocol-clients", "tritonclient[http]>=2.60", "kserve>=0.15", "schemathesis>=4")
 
-
-if __name__ == "__main__": print(airflow(), protocol_clients())  # .ci/run makes them before the tests ask for them

@@ -1,0 +1,110 @@
+"""Servers that run in a JVM, from jars that Maven fetched once into the user's cache.
+
+Each is one or two processes on free ports of 127.0.0.1, with its data in a temporary folder; it can be stopped, killed
+and started again on the same ports."""
+import hashlib
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from scalai_nb.core.lock import locked
+from servers import cached, free_port, wait_for
+
+POM = Path(__file__).with_name("pom.xml")
+PROFILES = ("kafka", "hdfs", "cassandra")  # of the pom
+
+
+def jars(profile: str) -> Path:
+    "The folder of a server's jars."
+    for program in ("mvn", "java"):
+        assert shutil.which(program), f"{program} is not installed: apt-get install maven default-jre-headless"
+    home = cached(f"jars-{profile}-{hashlib.sha256(POM.read_bytes()).hexdigest()[:12]}")
+    with locked(f"{home}.lock"):
+        if (home/"done").exists(): return home
+        shutil.rmtree(home, ignore_errors=True)
+        subprocess.run(["mvn", "-q", "-B", "-f", str(POM), "-P", profile, "dependency:copy-dependencies",
+                        f"-DoutputDirectory={home}"], check=True)
+        (home/"done").touch()
+    return home
+
+
+class Jvm:
+    "A server of one or more JVMs, each by its name in `processes`."
+    profile = ""
+
+    def __init__(self):
+        self.jars, self.folder = jars(self.profile), Path(tempfile.mkdtemp(prefix=f"scalai-{self.profile}-"))
+        self.processes: dict[str, subprocess.Popen] = {}
+        try:
+            self.prepare()
+            self.start()
+        except BaseException: self.__exit__(); raise
+
+    def prepare(self): "Write the configuration and whatever is written once."
+    def start(self): "Start all that is stopped, and return when it answers."
+
+    def java(self, *args, classpath: str = "") -> list[str]:
+        return ["java", *map(str, args[:-1]), "-cp", f"{classpath}{self.jars}/*", *map(str, args[-1:])]
+
+    def call(self, command: list[str]): subprocess.run(command, check=True, capture_output=True, cwd=self.folder)
+
+    def run(self, name: str, port: int, command: list[str]):
+        "Start a process and wait until it listens; what it says is in `NAME.log`."
+        with open(self.folder/f"{name}.log", "ab") as log:
+            self.processes[name] = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        wait_for(port, self.processes[name])
+
+    def stop(self, name: str | None = None, how=signal.SIGTERM):
+        "Stop one process, or all."
+        gone = [self.processes.pop(n) for n in ([name] if name else list(self.processes))]
+        for p in gone: p.send_signal(how)
+        for p in gone:
+            try: p.wait(30)
+            except subprocess.TimeoutExpired: p.kill(); p.wait()
+
+    def kill(self, name: str | None = None): self.stop(name, signal.SIGKILL)
+
+    def __enter__(self): return self
+    def __exit__(self, *_):
+        self.stop(how=signal.SIGKILL)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+class Kafka(Jvm):
+    "Kafka 4 (KRaft): one node, broker and controller."
+    profile = "kafka"
+
+    def __init__(self, **more):  # of server.properties; dots are written as underscores
+        self.port, self.controller, self.more = free_port(), free_port(), more
+        super().__init__()
+
+    @property
+    def address(self) -> str: return f"127.0.0.1:{self.port}"
+
+    def prepare(self):
+        said = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.bootstrap.servers": f"127.0.0.1:{self.controller}",
+            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self.controller}",
+            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "log.dirs": self.folder/"data",
+            "num.partitions": 2,
+            "offsets.topic.replication.factor": 1,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "group.initial.rebalance.delay.ms": 0,
+        } | {k.replace("_", "."): v for k, v in self.more.items()}
+        (self.folder/"server.properties").write_text("".join(f"{k}={v}\n" for k, v in said.items()))
+        cluster = "A" + secrets.token_hex(11)[:21]  # an id that begins with a hyphen is taken for an option
+        self.call([*self.java("kafka.tools.StorageTool"), "format", "--standalone", "-t", cluster, "-c",
+                   "server.properties"])
+
+    def start(self):
+        if "broker" in self.processes: return
+        self.run("broker", self.port, [*self.java("-Xmx512m", "kafka.Kafka"), "server.properties"])
