@@ -1783,6 +1783,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.data.ingest.Ingested._repr_html_': ( 'data/ingest.html#ingested._repr_html_',
                                                                                        'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._agrees': ('data/ingest.html#_agrees', 'scalai_nb/data/ingest.py'),
+                                       'scalai_nb.data.ingest._before': ('data/ingest.html#_before', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._content': ('data/ingest.html#_content', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._counted': ('data/ingest.html#_counted', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._file_schema': ('data/ingest.html#_file_schema', 'scalai_nb/data/ingest.py'),

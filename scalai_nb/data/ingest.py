@@ -134,7 +134,7 @@ def prepare_part(item: tuple[pa.Table, list], but: set[str] = frozenset(),
 @dataclass
 class Ingested(Written):
     "What an ingest did; rows_in = rows_good + rows_refused."
-    batch: str = ""
+    batch: str = ""  # SHA-256 of what went in
     left: int = 0  # messages of a topic that are there and were left to a later batch
     lines: dict[str, int] = field(default_factory=dict)  # what each line of a file of text is; they add up
     read_as: str = ""  # how the first file is written, in one line
@@ -338,16 +338,15 @@ def ingest(
     fold: str | list[str] | None = None,  # key columns: adds int8 `fold` by their hash
     settings: Settings | None = None, client=None,  # distributed.Client, whose workers read; default: this process
     read: ReadOptions | None = None,  # how files are written; what it leaves open is found in them
-    most: int | None = None,  # of a topic's messages about so many at most; default: all that are there
+    limit: int | None = None,  # of a topic's messages, about; default: all that are there
 ) -> Ingested:
     "Bring a source's rows into a table, exactly once."
     settings, given = settings or Settings.load(), as_contract(contract)
     if not isinstance(uri, (str, Path)): return _ingest_frame(uri, table, given, key, period, fold, settings)
     stamps, target, uri = _stamps(str(uri), settings), TableReader(table, settings), str(uri)
-    batch = _unlike(plan(uri, table, given, period, settings, read, most), uri, target)
+    batch = _unlike(plan(uri, table, given, period, settings, read, limit), uri, target)
     have = target.schema if target.exists else None
-    if batch_state(target, batch.batch)[1]:
-        return _told(write(iter(()), table, batch=batch.batch, settings=settings), batch)
+    if batch_state(target, batch.batch)[1]: return _before(batch, settings)
     full = whole_contract(given, batch, uri, have, settings, read, remarks := [])
     _agrees(full, given, have, table)
     rows = _rows(batch, uri, settings, client, stamps, read, accounts := Accounts())
@@ -355,13 +354,15 @@ def ingest(
         with reading(sum(f["bytes"] for f in batch.files), in_pieces=isinstance(rows, Pieces)):
             done = _written(rows, batch, full, given, key, period, fold, settings)
     except BadRequest: _unchanged(stamps); raise  # a file that went away is no file that cannot be read
-    # another writer was quicker, with other rows
-    if done.already and _unlike(batch, uri, target) != batch:
+    if done.already and _unlike(batch, uri, target) != batch:  # another writer was quicker, with other rows
         return ingest(uri, table, given, key, period, fold, settings, client, read)
     forget_plans(batch, settings)
     return _told(done, batch, accounts, uri, read, [*remarks, *misfit_remarks(full, given, done.refused)])
 
 # %% ../../nbs/data/14_ingest.ipynb #76c10120
+def _before(batch: Plan, settings: Settings) -> Ingested:  # what a batch did that is there
+    return _told(write(iter(()), batch.table, batch=batch.batch, settings=settings), batch)
+
 def _written(rows, batch: Plan, full: Contract, given: Contract, key, period, fold, settings: Settings) -> Written:
     prepare = partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given))
     ends = {n: to for f in batch.files for n, to in offset_names(f.get("options", {})).items()}
@@ -378,7 +379,7 @@ def _ingest_frame(frame, table: str, given: Contract, key, period, fold, setting
     found = {"path": "frame", "bytes": rows.nbytes, "sha256": digest.hexdigest()}
     batch = Plan(name, table, "frame", [found], rules, None if period is None else str(period))
     target = TableReader(table, settings)
-    if batch_state(target, name)[1]: return _told(write(iter(()), table, batch=name, settings=settings), batch)
+    if batch_state(target, name)[1]: return _before(batch, settings)
     have = target.schema if target.exists else None
     full = completed(given, cleaned(rows.schema, given), have)
     _agrees(full, given, have, table)

@@ -32,7 +32,8 @@ from .readers import connect, suffix
 from .table_reader import TableReader
 
 # %% ../../nbs/data/14_ingest_plan.ipynb #75ce65ba
-def footer_hash(file: str) -> str | None:  # SHA-256, in hex; None: no Parquet, or its row groups are not in order
+def footer_hash(file: str,  # its URI
+               ) -> str | None:  # SHA-256, in hex; None: no Parquet, or its row groups are not in order
     "A Parquet file's size and footer, as one word: files with other words hold other rows."
     if suffix(file) not in (".parquet", ".pq") or (end := columnar.footer(file)) is None: return None
     fs, path = filesystem(file)
@@ -40,12 +41,14 @@ def footer_hash(file: str) -> str | None:  # SHA-256, in hex; None: no Parquet, 
     if not columnar.group_bytes(columnar.metadata(file), size): return None
     return hashlib.sha256(b"%d " % size + end).hexdigest()
 
-def file_content(groups: dict[int, str]) -> str:  # row group → SHA-256 of its bytes
+def file_content(groups: dict[int, str],  # row group → SHA-256 of its bytes
+                ) -> str:
     "All bytes of a Parquet file, as one word."
     return hashlib.sha256("".join(groups[g] for g in sorted(groups)).encode()).hexdigest()
 
 # %% ../../nbs/data/14_ingest_plan.ipynb #98df7f87
-def content_hash(file: str) -> str:  # SHA-256, in hex
+def content_hash(file: str,  # its URI
+                ) -> str:  # SHA-256, in hex
     "What a file holds, as one word."
     fs, path = filesystem(file)
     with reading(size := fs.size(path), "checksum") as seen, fs.open(path, "rb") as f:
@@ -60,8 +63,8 @@ class Plan:
     # its name: SHA-256 of table, file names, contents (of Parquet: footers) and contract; of offsets, only where they
     # begin
     batch: str
-    table: str
-    uri: str
+    table: str  # its name
+    uri: str  # of the source, without a password
     # path, bytes, sha256 or footer; of a server also `options`, with which exactly these rows are read
     files: list[dict]
     contract: str  # SHA-256
@@ -91,10 +94,12 @@ def _contents(uri: str, table: str, settings: Settings) -> list[dict]:  # see `P
 
 # %% ../../nbs/data/14_ingest_plan.ipynb #2bd717d5
 def plan(
-    uri: str, table: str, contract: Contract, period: str | None = None,  # as `ingest` takes them
+    uri: str,  # as `ingest` takes it
+    table: str,  # its name
+    contract: Contract, period: str | None = None,  # as `ingest` takes them
     settings: Settings | None = None,
     read: ReadOptions | None = None,  # what would be found in the file changes no name
-    most: int | None = None,  # offsets of a topic, about; None: all that are there
+    limit: int | None = None,  # of a topic's offsets, about; None: all that are there
 ) -> Plan:
     "Name a batch by what goes into it."
     settings = settings or Settings.load()
@@ -105,13 +110,14 @@ def plan(
     name = [table, [f["sha256"] for f in found]] if offsets else [table, named, rules]
     batch = hashlib.sha256(json.dumps(name).encode()).hexdigest()
     made = Plan(batch, table, veiled(uri), found, rules, None if period is None else str(period))
-    return _ending(made, most, settings) if offsets else made
+    return _ending(made, limit, settings) if offsets else made
 
-def _ending(made: Plan, most: int | None, settings: Settings) -> Plan:
+# %% ../../nbs/data/14_ingest_plan.ipynb #37000e93
+def _ending(made: Plan, limit: int | None, settings: Settings) -> Plan:
     "The plan of a topic's batch with its end, which is fixed once it was kept."
     kept, there = _place(made, settings), made.files
     if kept.exists(): made = replace(made, files=_known(kept, settings).files)
-    elif most: made = replace(made, files=[f | {"options": limited(f["options"], most)} for f in there])
+    elif limit: made = replace(made, files=[f | {"options": limited(f["options"], limit)} for f in there])
     count = lambda files: sum(waiting(f["options"]) for f in files)
     return replace(made, left=count(there) - count(made.files))
 
@@ -141,20 +147,24 @@ def _before(table: str, settings: Settings) -> Iterator[dict]:
             if last or batch_state(target, p.batch)[1]: yield options
     yield from read
 
-def with_password(path: str, uri: str) -> str:  # a plan's path as it can be opened
+def with_password(path: str,  # of a plan
+                  uri: str,  # as it was given, with a login
+                 ) -> str:  # as it can be opened
     "Put the URI's login back into a plan's path."
     if path == veiled(uri): return uri
     login = re.match(r"\w[\w+.-]*://[^/?#]*@", uri)
     return login[0] + re.sub(r"^[\w+.-]+://([^/?#]*@)?", "", path) if login else path
 
 # %% ../../nbs/data/14_ingest_plan.ipynb #3161c280
-def keep_plan(plan: Plan, settings: Settings) -> None:  # called by the one who holds the batch
+def keep_plan(plan: Plan,  # of a batch that this process holds
+              settings: Settings) -> None:
     "Write a plan to the workspace, before the first of its rows."
     place = _place(plan, settings)
     for torn in place.parent.glob(f".{place.name}.*.tmp"): shutil.rmtree(torn)
     write_atomic(place, json.dumps(movable(asdict(plan), settings.root), indent=1))
 
-def forget_plans(batch: Plan, settings: Settings) -> None:
+def forget_plans(batch: Plan,  # that is in its table
+                 settings: Settings) -> None:
     "Remove the plans of a topic whose offsets are all before a batch's: they are in the table."
     begins = {n: a for f in batch.files for n, a in _begins(f.get("options", {})).items()}
     for p in _plans(settings) if begins else ():

@@ -38,8 +38,10 @@ def waiting(options: dict) -> int:
     "Count the offsets that a batch takes."
     return sum(to - begin for begin, to in options.get("offsets", {}).values())
 
-def limited(options: dict, most: int) -> dict:
-    "Let a batch end where it has at most about this many offsets."
-    if (there := waiting(options)) <= most: return options
-    share = lambda begin, to: begin + -(-(to - begin)*most//there)
+def limited(options: dict,  # of a batch's plan
+            limit: int,  # offsets, about
+           ) -> dict:
+    "Let a batch end where it has no more offsets than a limit."
+    if (there := waiting(options)) <= limit: return options
+    share = lambda begin, to: begin + -(-(to - begin)*limit//there)
     return options | {"offsets": {p: [a, share(a, b)] for p, (a, b) in options["offsets"].items()}}

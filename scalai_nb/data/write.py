@@ -167,7 +167,8 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
     schema = _target_schema(name, contract, key, fold, settings, table, final)
     return Plan(name, store(settings, "tables", name), store(settings, "quarantine", name), batch,
                 uuid.uuid4().hex[:8], contract, schema, tuple(contract.uniques()), period, column, fold,
-                settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard, numbers)
+                settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard,
+                numbers)
 
 # %% ../../nbs/data/08_write.ipynb #3dc0c403
 def _write_once(plan: Plan, frame, mode: str, source: str | None, target: TableReader, start: float) -> Written:
