@@ -40,7 +40,8 @@ def _options(parts: SplitResult, errors: list) -> dict:
 def _failure(uri: str, driver, error) -> BadRequest | Unreachable:
     "What a KafkaError means for the caller."
     kinds = driver.KafkaError
-    if error.code() in (kinds._TRANSPORT, kinds._TIMED_OUT, kinds._ALL_BROKERS_DOWN, kinds._RESOLVE):
+    away = ("_TRANSPORT", "_TIMED_OUT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_DESTROY", "_DESTROY_BROKER")
+    if error.retriable() or error.code() in [getattr(kinds, n) for n in away if hasattr(kinds, n)]:
         return Unreachable(f"{veiled(uri)} does not answer: {error.str()[:200]}",
                            "Check that a broker runs, and its address.", "source")
     return BadRequest(f"{veiled(uri)}: {error.str()[:200]}",
@@ -261,4 +262,4 @@ def _onward(
     if before and all(a == b for a, b in new.values()):
         return max(before, key=lambda b: sum(to for _, to in b.values()))
     return new
-kafka = Source(read, schema, pieces, state, bad=True)
+kafka = Source(read, schema, pieces, state, bad=True, follows=True)
