@@ -56,7 +56,8 @@ def _failure(uri: str, driver, error) -> BadRequest | Unreachable:
     if error.code() in (kinds._TRANSPORT, kinds._TIMED_OUT, kinds._ALL_BROKERS_DOWN, kinds._RESOLVE):
         return Unreachable(f"{veiled(uri)} does not answer: {error.str()[:200]}",
                            "Check that a broker runs, and its address.", "source")
-    what = ("the broker's certificate, and ssl.ca.location=FILE of its authority" if error.code() == kinds._SSL
+    what = ("the broker's certificate, and ssl.ca.location=FILE of its authority in the URI"
+            if error.code() == kinds._SSL or "ssl.ca.location" in error.str()
             else "what the URI says of user, password and settings")
     return BadRequest(f"{veiled(uri)}: {error.str()[:200]}", f"Check {what}.", "source")
 
@@ -66,6 +67,7 @@ def _described(consumer, driver, errors: list, patience: float = 6):  # the clus
     while True:
         try: return consumer.list_topics(timeout=1.5)
         except driver.KafkaException:
+            consumer.poll(0)  # hands over the errors
             if time.monotonic() > until or any(e.code() in _refusals(driver) for e in errors): raise
 
 # %% ../../nbs/data/05_kafka.ipynb #1250f763
@@ -78,6 +80,7 @@ class Topic:
     partitions: list[int]
     consumer: object  # confluent_kafka.Consumer
     options: dict  # its settings
+    errors: list  # that it reported, and nobody looked at yet
 
 @contextmanager
 def _topic(uri: str, **options) -> Iterator[Topic]:  # options: settings that go before those of the URI
@@ -97,7 +100,7 @@ def _topic(uri: str, **options) -> Iterator[Topic]:  # options: settings that go
                 "source",
             )
         cluster = there.cluster_id or parts.netloc.rsplit("@", 1)[-1]
-        yield Topic(str(uri), name, cluster, sorted(there.topics[name].partitions), consumer, how)
+        yield Topic(str(uri), name, cluster, sorted(there.topics[name].partitions), consumer, how, errors)
     except driver.KafkaException as e:
         raise _failure(uri, driver, next((x for x in errors if x.code() in _refusals(driver)), e.args[0])) from e
     finally:
@@ -108,7 +111,8 @@ def _id(topic: Topic) -> str | None:  # None: the broker does not say
     driver = needs("confluent_kafka", "kafka", "Kafka")
     from confluent_kafka.admin import AdminClient
     try:
-        asked = AdminClient(topic.options).describe_topics(driver.TopicCollection([topic.name]), request_timeout=10)
+        client = AdminClient(topic.options)  # held until it has answered
+        asked = client.describe_topics(driver.TopicCollection([topic.name]), request_timeout=10)
         id = asked[topic.name].result(10).topic_id
     except (driver.KafkaException, TimeoutError): return None
     return str(id) if id.get_most_significant_bits() or id.get_least_significant_bits() else None
@@ -130,7 +134,7 @@ def _messages(topic: Topic, offsets: dict[str, list[int]], limit: int) -> Iterat
         while at < high:
             some = topic.consumer.consume(min(limit, FIRST), timeout=.2)
             good = [m for m in some if m.error() is None]
-            if len(good) < len(some): at, last = _stopped(topic, p, at, some, last)
+            if len(good) < len(some) or topic.errors: at, last = _stopped(topic, p, at, some, last)
             if good: at = max(at, good[-1].offset() + 1)
             if good and good[-1].offset() >= high: good = [m for m in good if m.offset() < high]
             if good: heard = time.monotonic(); yield good
@@ -147,9 +151,11 @@ def _stopped(topic: Topic, p: str, at: int, some: list, last) -> tuple[int, obje
     driver = needs("confluent_kafka", "kafka", "Kafka")
     kinds, where = driver.KafkaError, f"{veiled(topic.uri)}, partition {p}"
     for m in some:
-        if (e := m.error()) is None: at = m.offset() + 1; continue
-        if e.code() == kinds._PARTITION_EOF: at = max(at, m.offset()); continue
-        last = e
+        if m.error() is None: at = m.offset() + 1
+        elif m.error().code() == kinds._PARTITION_EOF: at = max(at, m.offset())
+        else: topic.errors.append(m.error())
+    while topic.errors:
+        e = last = topic.errors.pop(0)
         if e.code() == kinds._AUTO_OFFSET_RESET:
             low, _ = topic.consumer.get_watermark_offsets(driver.TopicPartition(topic.name, int(p)), timeout=10)
             raise WorkFailed(f"{where}: {low - at:,} offsets from {at} on are no longer kept.",
@@ -157,7 +163,7 @@ def _stopped(topic: Topic, p: str, at: int, some: list, last) -> tuple[int, obje
         if e.code() in (kinds.UNKNOWN_TOPIC_OR_PART, kinds._UNKNOWN_TOPIC, kinds._UNKNOWN_PARTITION):
             raise WorkFailed(f"{where}: the topic was deleted while it was read.", "Make it again, or ingest another.",
                              "source")
-        if e.code() == kinds.MSG_SIZE_TOO_LARGE:
+        if e.code() == kinds.MSG_SIZE_TOO_LARGE or "receive.message.max.bytes" in e.str():
             raise BadRequest(f"{where}, offset {at}: the message is larger than the reader takes.",
                              "Add receive.message.max.bytes=BYTES to the URI.", "source")
         if e.code() in _refusals(driver): raise _failure(topic.uri, driver, e)
@@ -277,14 +283,16 @@ def pieces(uri: str,  # `kafka://host:port/topic`
 # %% ../../nbs/data/05_kafka.ipynb #8f6a6560
 def state(uri: str, batches=()) -> dict:
     "From where the table's batches end to what is there now, for a plan."
-    with _topic(uri) as topic: ends, id = _ends(topic), _id(topic)
-    before = [b for b in batches if (b.get("topic"), b.get("cluster")) == (topic.name, topic.cluster)]
-    begin = _query(uri).get("from")
-    mine = [b for b in before if id is None or b.get("topic_id", id) == id]
-    if len(mine) < len(before) and begin != "earliest":
-        raise _another(uri, "its id is another one")
-    new = _onward(uri, ends, [b["offsets"] for b in mine], begin)
-    if mine and all(a == b for a, b in new.values()):  # nothing is new: the batch that is there
+    _format(uri)  # what it says wrong is an error before anything else
+    with _topic(uri) as topic:
+        ends, id, begin = _ends(topic), _id(topic), _query(uri).get("from")
+        before = [b for b in batches if (b.get("topic"), b.get("cluster")) == (topic.name, topic.cluster)]
+        mine = [b for b in before if id is None or b.get("topic_id", id) == id]
+        if before and not mine and begin != "earliest": raise _another(uri, "its id is another one")
+        new = _onward(uri, ends, [b["offsets"] for b in mine], begin)
+        # marks of transactions are offsets without messages
+        known = mine and next(_messages(topic, new, 1), None) is None
+    if known:  # nothing is new: the batch that is there
         options = max(mine, key=lambda b: sum(to for _, to in b["offsets"].values()))
     else:
         options = {"offsets": new, "topic": topic.name, "cluster": topic.cluster} | ({"topic_id": id} if id else {})

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from functools import cache, partial
 from io import BytesIO
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote
 
 import httpx
 import pyarrow as pa
@@ -32,13 +32,13 @@ class Format:
     parse: Callable[[list[bytes | None], pa.Schema], tuple[pa.Table, dict[int, str]]]  # position → what is wrong
 
 FORMATS = ("json", "avro", "protobuf")
-OPTIONS = ("value", "schema", "registry", "message")  # of a URI
+OPTIONS = ("value", "schema", "registry", "registry_user", "registry_password", "message")  # of a URI
 
 def value_format(options: dict[str, str],  # those of `OPTIONS` that a URI gives
                 ) -> Format:
     "Choose the format of a topic. Raises `BadRequest` for options that do not go together."
     kind = one_of(options.get("value", "json"), FORMATS, "value", "source")
-    allowed = {"json": (), "avro": ("schema", "registry"), "protobuf": ("schema", "message")}[kind]
+    allowed = {"json": (), "avro": tuple(o for o in OPTIONS if o not in ("value", "message")), "protobuf": ("schema", "message")}[kind]
     wrong = next((o for o in options if o != "value" and o not in allowed), None)
     if wrong: raise BadRequest(f"{wrong!r} says nothing about values of {kind}.",
                                f"Leave it out, or say value={'protobuf' if wrong == 'message' else 'avro'}.", "source")
@@ -83,7 +83,8 @@ def _parsed(text: bytes | str, where: str, named: dict | None = None):
     raise BadRequest(f"{veiled(where)} is no record's schema.", "Rows need the schema of a record.", "source")
 
 def _avro(options: dict[str, str]) -> Format:
-    if "registry" in options: return _registered(Registry(options["registry"]))
+    if "registry" in options: return _registered(Registry(
+        options["registry"], options.get("registry_user"), options.get("registry_password", "")))
     schema = _parsed(read_bytes(options["schema"]), options["schema"])
     types = avro_types(schema)
     make = lambda shape: partial(avro_table, types={f.name: f.type for f in shape})
@@ -93,16 +94,16 @@ def _avro(options: dict[str, str]) -> Format:
 # %% ../../nbs/data/05_kafka_values.ipynb #ae8dbef1
 class Registry:
     "A schema registry."
-    def __init__(self, uri: str):  # http://[user:password@]host:port
-        parts = urlsplit(uri)
-        if parts.scheme not in ("http", "https"):
-            raise BadRequest(f"{veiled(uri)} is no registry.", "Say registry=http://host:8081.", "source")
-        self.uri, self.known = uri, {}
-        self.root = parts._replace(netloc=parts.netloc.rsplit("@", 1)[-1], query="").geturl().rstrip("/")
-        self.login = (unquote(parts.username), unquote(parts.password or "")) if parts.username else None
+    def __init__(self, uri: str,  # http://host:port
+                 user: str | None = None, password: str = ""):
+        if not uri.startswith(("http://", "https://")) or "@" in uri:  # a login would be in every plan
+            raise BadRequest(f"{veiled(uri)} is no registry.",
+                             "Say registry=http://host:8081, and registry_user= and registry_password= if it wants them.",
+                             "source")
+        self.uri, self.login, self.known = uri.rstrip("/"), (user, password) if user else None, {}
 
     def ask(self, path: str) -> dict | None:  # None: there is none
-        try: answer = httpx.get(self.root + path, auth=self.login, timeout=10)
+        try: answer = httpx.get(self.uri + path, auth=self.login, timeout=10)
         except httpx.HTTPError as e:
             raise Unreachable(f"{veiled(self.uri)} does not answer: {str(e)[:200]}",
                               "Check that the registry runs, and its address.", "source") from e
