@@ -131,7 +131,10 @@ def step(self: Follow) -> Ingested | None:  # None: nothing is new
 
 @patch
 def _topic(self: Follow) -> Ingested | None:
-    done = ingest(self.uri, self.did.table, limit=self.limit, **self.how)
+    try: done = ingest(self.uri, self.did.table, limit=self.limit, **self.how)
+    except BadRequest as e:
+        if e.kind != "empty": raise
+        return None  # nothing was produced yet, or another host has brought it
     self.did.lag = done.left
     return None if done.already else done
 

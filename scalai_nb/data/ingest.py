@@ -234,7 +234,7 @@ def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str],
         accounts.plus(seen.get("lines", {}))
     _unchanged(stamps)
     check_lines(plan.uri, [f["path"] for f in plan.files], accounts, n)
-    if n == 0: raise BadRequest(f"{plan.uri} holds no rows.", "Check how the file was made.", "source")
+    if n == 0: raise BadRequest(f"{plan.uri} holds no rows.", "Check how the file was made.", "empty")
 
 def _parts_of(
     file: dict, name: str, settings: Settings, near: bool
