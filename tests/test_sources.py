@@ -17,7 +17,8 @@ from conftest import here, scalai
 from scalai_nb.core import events
 from scalai_nb.core.errors import BadRequest, Unreachable, WorkFailed
 from scalai_nb.data import readers, source
-from scalai_nb.data.ingest import ingest, unfinished
+from scalai_nb.data.ingest import ingest
+from scalai_nb.data.ingest_plan import unfinished
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
 from scalai_nb.loop.flights import flights as all_flights
