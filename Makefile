@@ -115,6 +115,7 @@ bench-serve: dev
 # Stores next to their clients alone: Kafka 4 up to Arrow and up to a table, whole and with broken messages (three minutes).
 bench-stores: dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores.py
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores_follow.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis
