@@ -20,7 +20,8 @@ from test_sources import halfway, no_secret, peaks, rows_of
 
 from scalai_nb.core.errors import BadRequest, WorkFailed
 from scalai_nb.data import kafka, readers, source
-from scalai_nb.data.ingest import ingest, unfinished
+from scalai_nb.data.ingest import ingest
+from scalai_nb.data.ingest_plan import unfinished
 from scalai_nb.data.table import Table
 
 pytestmark = pytest.mark.slow
@@ -98,7 +99,7 @@ ingest(sys.argv[1], "flights")
 def test_an_ingest_that_is_killed_loses_and_doubles_nothing(broker, topic, workspace, rounds):
     small_parts(workspace, 3000)
     uri, sent = broker.uri(name := topic()) + SMALL.replace("200", "2000"), 0
-    for rng in rounds.seeds(3, soak=20):
+    for rng in rounds.seeds(2, soak=20):
         more = list(range(sent, sent := sent + 9000))
         values = [b"late" if v % 1000 == 0 else v for v in more]
         send(broker, name, values)
