@@ -3,12 +3,15 @@
 Each is one or two processes on free ports of 127.0.0.1, with its data in a temporary folder; it can be stopped, killed
 and started again on the same ports."""
 import hashlib
+import json
 import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
+from urllib.request import urlopen
 
 from scalai_nb.core.lock import locked
 from servers import cached, free_port, wait_for
@@ -119,7 +122,11 @@ class Hdfs(Jvm):
         super().__init__()
 
     @property
-    def root(self) -> str: return f"hdfs://127.0.0.1:{self.port}"
+    def address(self) -> str: return f"127.0.0.1:{self.port}"
+
+    @property
+    def root(self) -> str: return f"hdfs://{self.address}"
+
     @property
     def conf(self) -> Path: return self.folder/"conf"
 
@@ -149,13 +156,24 @@ class Hdfs(Jvm):
         self.call([*self.hadoop("hdfs.server.namenode.NameNode"), "-format", "-force", "-nonInteractive"])
 
     def hadoop(self, program: str) -> list[str]:
-        return self.java("-Xmx256m", f"org.apache.hadoop.{program}", classpath=f"{self.conf}:")
+        return self.java("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"org.apache.hadoop.{program}", classpath=f"{self.conf}:")
 
     def start(self):
         for name, port, program in (("namenode", self.port, "namenode.NameNode"),
                                     ("datanode", self.ipc, "datanode.DataNode")):
             if name not in self.processes: self.run(name, port, self.hadoop(f"hdfs.server.{program}"))
-        self.admin("-safemode", "wait")  # until the DataNode has reported its blocks
+        until = time.monotonic() + 90
+        while not self.ready():
+            assert time.monotonic() < until, "the DataNode has not reported its blocks"
+            time.sleep(.1)
+
+    def ready(self) -> bool:
+        "Whether the NameNode is out of safe mode and knows the DataNode, as it says of itself."
+        about = {}
+        for name in ("NameNodeInfo", "FSNamesystemState"):
+            with urlopen(f"http://127.0.0.1:{self.web}/jmx?qry=Hadoop:service=NameNode,name={name}") as answer:
+                about |= json.load(answer)["beans"][0]
+        return about["Safemode"] == "" and about["NumLiveDataNodes"] == 1
 
     def admin(self, *words) -> str:
         "Call `hdfs dfsadmin`, and return what it says."
