@@ -185,8 +185,8 @@ def filesystem(path: str | Path):
         hint = (
             f"pip install 'scalai-nb[{extra}]'" if extra
             else (
-                "Use a path, or one of file:// s3:// gs:// abfs:// hdfs:// http:// memory://; a package reads other schemes by"
-                " the entry points scalai_nb.sources."
+                "Use a path, or one of file:// s3:// gs:// abfs:// hdfs:// http:// memory://; a package reads other"
+                " schemes by the entry points scalai_nb.sources."
             )
         )
         raise BadRequest(f"Cannot open {veiled(path)}: no file system for {scheme!r}.", hint) from e

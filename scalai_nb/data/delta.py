@@ -58,7 +58,7 @@ def _opened(path: str, version: int | None = None):
     from scalai_nb.core.hdfs import Bounded, bounded
     fs, root = filesystem(path)
     if not fs.exists(f"{root}/_delta_log"): raise TableNotFoundError(path)
-    return Bounded(path, fs.again(lambda: bounded(path, DeltaTable, path, version=version)))
+    return Bounded(path, fs.repeat(lambda: bounded(path, DeltaTable, path, version=version)))
 
 def _created(path: str, *args, **kw) -> None:
     from deltalake.transaction import create_table_with_add_actions as create
@@ -134,10 +134,9 @@ def commit(path: str,  # of the Delta table; made by its first batch
           ) -> tuple[int, bool]:  # version that holds the batch, and whether it was there before
     "Add files to a Delta table as one commit, exactly once, also when others try."
     from deltalake.exceptions import CommitFailedError, DeltaError
-    lost = None  # the error of a commit whose answer did not come
+    lost = False  # whether the answer to a commit did not come
     for n in range(TRIES):
-        try: table = open_table(path)
-        except Unreachable as e: raise _unsure(e, path) if lost else e
+        table = _newest(path, lost)
         at = 0 if table is None else table.version() + 1
         if (seen := transaction_version(table, batch)) is not None:
             # a store may take a commit and lose the answer
@@ -157,8 +156,8 @@ def commit(path: str,  # of the Delta table; made by its first batch
             return at, False
         except CommitFailedError: back_off(n)
         except Unreachable as e:  # HDFS was away: whether it has the commit, its log will say
-            if not attempt or lost and n >= 2: raise _unsure(e, path) from e
-            lost = e
+            if not attempt or lost: raise _unsure(e, path) from e
+            lost = True
         except DeltaError as e:
             if "already exists" not in str(e): raise _unsure(e, path) from e
             back_off(n)
@@ -176,6 +175,11 @@ def back_off(n: int,  # tries that failed
             ) -> None:
     "Wait a random time, longer after each failed try."
     sleep(random.uniform(0, min(.5, .01*2**n)))
+
+def _newest(path: str, lost: bool):
+    "The table, whose log says whether it has a commit that may have been lost."
+    try: return open_table(path)
+    except Unreachable as e: raise (_unsure(e, path) if lost else e) from e
 
 def _unsure(e: Exception, path: str) -> Exception:  # the same
     "A store may carry out a request whose answer it lost: then it is not known yet whether the commit is there."

@@ -156,7 +156,8 @@ class Hdfs(Jvm):
         self.call([*self.hadoop("hdfs.server.namenode.NameNode"), "-format", "-force", "-nonInteractive"])
 
     def hadoop(self, program: str) -> list[str]:
-        return self.java("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"org.apache.hadoop.{program}", classpath=f"{self.conf}:")
+        return self.java("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"org.apache.hadoop.{program}",
+                         classpath=f"{self.conf}:")
 
     def start(self):
         for name, port, program in (("namenode", self.port, "namenode.NameNode"),
@@ -172,8 +173,8 @@ class Hdfs(Jvm):
         about = {}
         for name in ("NameNodeInfo", "FSNamesystemState"):
             with urlopen(f"http://127.0.0.1:{self.web}/jmx?qry=Hadoop:service=NameNode,name={name}") as answer:
-                about |= json.load(answer)["beans"][0]
-        return about["Safemode"] == "" and about["NumLiveDataNodes"] == 1
+                for bean in json.load(answer)["beans"]: about |= bean
+        return about.get("Safemode") == "" and about.get("NumLiveDataNodes") == 1
 
     def admin(self, *words) -> str:
         "Call `hdfs dfsadmin`, and return what it says."
