@@ -1,6 +1,5 @@
 "Sources against real servers, named in each test: rows counted, memory measured, no password leaked."
 
-import json
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 import pytest
 import servers
 from conftest import here
-from stores import check_store, check_workspace, no_secret, says, store
+from file_stores import check_store, check_workspace, no_secret, says, store
 
 from scalai_nb.core import events
 from scalai_nb.core.errors import BadRequest, Unreachable, WorkFailed

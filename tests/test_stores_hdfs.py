@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import here, scalai
+from file_stores import check_store, check_workspace
 from servers.java import Hdfs as Server
-from stores import check_store, check_workspace
 
 from scalai_nb.core import events, hdfs
 from scalai_nb.core.errors import Unreachable
