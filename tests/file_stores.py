@@ -1,6 +1,6 @@
 """Stores of files that tests start, and what each must do alike: every format read, a workspace's tables kept.
 
-S3 is moto, Google's fake-gcs-server, Azure's Azurite."""
+S3 is moto, or SeaweedFS; Google's fake-gcs-server, Azure's Azurite."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import servers
-from conftest import scalai
+from conftest import scalai, until
 
 
 def no_secret(folder: Path, secret: str):
@@ -87,12 +87,17 @@ def says(code: int, words: str, uri: str, workspace: Path, **env):
     assert done.code == code and len(done.lines) == 2 and words in done.err, done.err
 
 
+def bucket(client) -> bool:  # whether it could be made
+    try: return bool(client.create_bucket(Bucket="air"))
+    except client.exceptions.ClientError: return False  # SeaweedFS listens before its parts know each other
+
+
 @contextmanager
 def store(kind: str):
     "A store with an empty bucket `air`: its root, what the environment must say, and the secret in it."
-    if kind == "s3":
+    if kind in ("s3", "seaweed"):
         import boto3
-        with servers.s3() as server:
+        with {"s3": servers.s3, "seaweed": servers.seaweed}[kind]() as server:
             env = {
                 "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.port}",
                 "AWS_ACCESS_KEY_ID": "ann",
@@ -100,13 +105,14 @@ def store(kind: str):
                 "AWS_DEFAULT_REGION": "us-east-1",
                 "AWS_ALLOW_HTTP": "true",
             }
-            boto3.client(
+            client = boto3.client(
                 "s3",
                 endpoint_url=env["AWS_ENDPOINT_URL"],
                 aws_access_key_id="ann",
                 aws_secret_access_key="s3cret",
                 region_name="us-east-1",
-            ).create_bucket(Bucket="air")
+            )
+            until(lambda: bucket(client))
             yield "s3://air", env, "s3cret"
     elif kind == "gs":
         import httpx
