@@ -1,5 +1,7 @@
 """Tables on each kind of store, the disk of this machine too: two writers at once, writers that are killed, and answers
-of the store that are refusals, late, or lost. S3 is moto, and SeaweedFS, which takes conditional writes; Azure's Azurite."""
+of the store that are refusals, late, or lost.
+
+S3 is moto, and SeaweedFS, which takes conditional writes; Azure is Azurite."""
 
 import json
 import os
@@ -41,7 +43,8 @@ def there(request, tmp_path_factory):
         port = next(int(v.rsplit(":", 1)[1]) for n, v in env.items() if n in ("AWS_ENDPOINT_URL",
                                                                               "AZURITE_BLOB_STORAGE_URL"))
         with servers.Between(port) as between:
-            yield root, {n: v.replace(f"127.0.0.1:{port}", f"127.0.0.1:{between.port}") for n, v in env.items()}, between
+            moved = {n: v.replace(f"127.0.0.1:{port}", f"127.0.0.1:{between.port}") for n, v in env.items()}
+            yield root, moved, between
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WITHIN', 'PATIENCE', 'CHUNK', 'LONGEST', 'explained', 'bounded', 'Hdfs', 'HdfsFile', 'HdfsWriter', 'Bounded']
 
-# %% ../../nbs/core/32_hdfs.ipynb #03182506
+# %% ../../nbs/core/32_hdfs.ipynb #da1c16d1
 import errno
 import mmap
 import os
@@ -22,7 +22,7 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 
 from .errors import BadRequest, ScalaiError, Unreachable, WorkFailed
 
-# %% ../../nbs/core/32_hdfs.ipynb #10c8a42e
+# %% ../../nbs/core/32_hdfs.ipynb #940cf6d1
 WITHIN = 20  # seconds that one answer may take
 PATIENCE = 30  # seconds for which servers that have answered before may be away
 _NO_DATA = (r"All DataNodes failed|NotReplicatedYet|could only be written to|Failed to complete file in time|"
@@ -45,7 +45,7 @@ def explained(place: str,  # a URL
         return OSError(errno.EDQUOT, f"the quota of {which[1] if which else 'its folder'} is reached", place)
     return _away(place, e, said)
 
-# %% ../../nbs/core/32_hdfs.ipynb #832147df
+# %% ../../nbs/core/32_hdfs.ipynb #95196182
 def _away(place: str, e: BaseException, said: str) -> BaseException:
     if "SafeModeException" in said:
         return Unreachable(f"{place}: the NameNode is in safe mode and takes no change.",
@@ -62,7 +62,7 @@ def _away(place: str, e: BaseException, said: str) -> BaseException:
         return OSError(errno.EIO, words[1] if words else said[:200], place)
     return e
 
-# %% ../../nbs/core/32_hdfs.ipynb #5144b7d8
+# %% ../../nbs/core/32_hdfs.ipynb #bcbae691
 def bounded(place: str,  # a URL
             fn: Callable, *args,  # what to call, and with what
             within: float | None = None,  # seconds; default: `WITHIN`
@@ -79,7 +79,7 @@ def bounded(place: str,  # a URL
     if e is not None: raise explained(place, e) from e
     return found
 
-# %% ../../nbs/core/32_hdfs.ipynb #81db1882
+# %% ../../nbs/core/32_hdfs.ipynb #b7d7b7f7
 class Hdfs(AbstractFileSystem):
     "HDFS through hdfs-native, its configuration from `HADOOP_CONF_DIR`, its user from `HADOOP_USER_NAME`."
     protocol, root_marker = "hdfs", "/"
@@ -102,7 +102,7 @@ class Hdfs(AbstractFileSystem):
     @classmethod
     def _get_kwargs_from_urls(cls, url: str) -> dict: return {"host": str(url).partition("://")[2].partition("/")[0]}
 
-# %% ../../nbs/core/32_hdfs.ipynb #5952c764
+# %% ../../nbs/core/32_hdfs.ipynb #34985d85
 @patch
 def once(self: Hdfs,
          path: str,  # that it is about
@@ -119,7 +119,7 @@ def once(self: Hdfs,
     self.answered = True
     return found
 
-# %% ../../nbs/core/32_hdfs.ipynb #d7178977
+# %% ../../nbs/core/32_hdfs.ipynb #b01faf1f
 @patch(cls_method=True)
 def _strip_protocol(cls: Hdfs, path):
     if isinstance(path, list): return [cls._strip_protocol(p) for p in path]
@@ -147,7 +147,7 @@ def repeat(self: Hdfs,
         reraise=True,
     )(fn, *args)
 
-# %% ../../nbs/core/32_hdfs.ipynb #34ac08c2
+# %% ../../nbs/core/32_hdfs.ipynb #99bd0246
 def _facts(status) -> dict:
     "A file's status as fsspec has it."
     return {"name": status.path, "size": status.length, "type": "directory" if status.isdir else "file",
@@ -173,7 +173,7 @@ def ls(self: Hdfs,
     found = self.repeat(self.once, path, listed)
     return found if detail else [f["name"] for f in found]
 
-# %% ../../nbs/core/32_hdfs.ipynb #071052ef
+# %% ../../nbs/core/32_hdfs.ipynb #405d6e35
 def _kind(fs: Hdfs, path: str) -> str | None:
     try: return fs.info(path)["type"]
     except FileNotFoundError: return None
@@ -199,7 +199,7 @@ def isfile(self: Hdfs,
     "Return whether it is a file."
     return _kind(self, path) == "file"
 
-# %% ../../nbs/core/32_hdfs.ipynb #cc392a70
+# %% ../../nbs/core/32_hdfs.ipynb #c67d090c
 def _refuse(e: Exception):
     if not isinstance(e, FileNotFoundError): raise e
 
@@ -221,7 +221,7 @@ def modified(self: Hdfs,
     from datetime import datetime, timezone
     return datetime.fromtimestamp(self.info(path)["mtime"], timezone.utc)
 
-# %% ../../nbs/core/32_hdfs.ipynb #bdf26f50
+# %% ../../nbs/core/32_hdfs.ipynb #dca9effc
 @patch
 def makedirs(self: Hdfs,
              path: str,  # of the new folder
@@ -241,7 +241,7 @@ def mkdir(self: Hdfs,
     path = self._strip_protocol(path)
     self.repeat(self.once, path, "mkdirs", path, 0o755, create_parents)
 
-# %% ../../nbs/core/32_hdfs.ipynb #d4b9be9d
+# %% ../../nbs/core/32_hdfs.ipynb #e2e957ed
 @patch
 def rm(self: Hdfs,
        path: str | list[str],  # of files or folders
@@ -261,6 +261,7 @@ def rm_file(self: Hdfs,
     "Remove a file."
     self.rm(path)
 
+# %% ../../nbs/core/32_hdfs.ipynb #d20a7211
 @patch
 def mv(self: Hdfs,
        path1: str,  # what it is
@@ -276,7 +277,7 @@ def mv(self: Hdfs,
             if (there["size"], there["mtime"]) != (was["size"], was["mtime"]): raise
     self.repeat(move)
 
-# %% ../../nbs/core/32_hdfs.ipynb #812ba5c0
+# %% ../../nbs/core/32_hdfs.ipynb #ccb66fda
 class HdfsFile(AbstractBufferedFile):
     "A file that is read in ranges."
     def _opened(self):  # hdfs-native's reader
@@ -293,7 +294,7 @@ class HdfsFile(AbstractBufferedFile):
 
     def _fetch_range(self, start: int, end: int) -> bytes: return self.fs.repeat(self._range, start, end)
 
-# %% ../../nbs/core/32_hdfs.ipynb #6b037d87
+# %% ../../nbs/core/32_hdfs.ipynb #1b85b2af
 @patch
 def _open(self: Hdfs, path: str, mode: str = "rb", block_size: int | str = "default", autocommit: bool = True,
           cache_type: str = "readahead", cache_options: dict | None = None, **_):  # HdfsFile, or HdfsWriter
@@ -302,7 +303,7 @@ def _open(self: Hdfs, path: str, mode: str = "rb", block_size: int | str = "defa
     return HdfsFile(self, self._strip_protocol(path), mode, block_size or "default", autocommit, cache_type,
                     cache_options)
 
-# %% ../../nbs/core/32_hdfs.ipynb #aaf61a43
+# %% ../../nbs/core/32_hdfs.ipynb #ac1ea29d
 @patch
 def cat_file(self: Hdfs,
              path: str,  # of a file
@@ -317,7 +318,7 @@ def cat_file(self: Hdfs,
         return self.once(path, reader.read_range, first, last - first) if last > first else b""
     return self.repeat(all_of)
 
-# %% ../../nbs/core/32_hdfs.ipynb #630789c1
+# %% ../../nbs/core/32_hdfs.ipynb #20b8300d
 CHUNK = 1 << 23  # bytes that are handed to hdfs-native at a time
 
 @patch
@@ -343,7 +344,7 @@ def _put(self: Hdfs, path: str, content: memoryview) -> None:
     for at in range(0, len(content), CHUNK): self.once(path, writer.write, bytes(content[at:at + CHUNK]))
     self.once(path, writer.close)
 
-# %% ../../nbs/core/32_hdfs.ipynb #29a29661
+# %% ../../nbs/core/32_hdfs.ipynb #82d00664
 @patch
 def _created(self: Hdfs, path: str, size: int):  # hdfs-native's writer
     from hdfs_native import WriteOptions
@@ -352,7 +353,7 @@ def _created(self: Hdfs, path: str, size: int):  # hdfs-native's writer
     self.once(path, writer.close)
     return self.once(path, "create", path, WriteOptions(overwrite=True, block_size=-(-size//(1 << 20))*(1 << 20)))
 
-# %% ../../nbs/core/32_hdfs.ipynb #4a4fc611
+# %% ../../nbs/core/32_hdfs.ipynb #7c8bc07e
 class HdfsWriter(tempfile.SpooledTemporaryFile):
     "A file that is sent when it is closed."
     def __init__(self, fs: Hdfs,
@@ -373,7 +374,7 @@ class HdfsWriter(tempfile.SpooledTemporaryFile):
     def __exit__(self, kind, *_) -> None: self.close() if kind is None else super().close()
     def __del__(self) -> None: self.close()  # gzip's writer leaves it open
 
-# %% ../../nbs/core/32_hdfs.ipynb #c6fe242a
+# %% ../../nbs/core/32_hdfs.ipynb #d66423e2
 LONGEST = 3600  # seconds that rewriting a table may take
 _LONG = {"compact", "z_order", "vacuum"}
 

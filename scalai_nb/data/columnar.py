@@ -74,6 +74,7 @@ class _Window:
         self.at += len(found)
         return found
 
+# %% ../../nbs/data/03_columnar.ipynb #a49c7c80
 def group_hashes(uri: str) -> dict[int, str]:  # row group → SHA-256 of its bytes
     "What a Parquet file holds; nothing is decoded for it."
     meta, seen = metadata(uri), {}
@@ -103,9 +104,13 @@ def _fetched(uri: str, meta, groups: list[int], columns: list[str] | None):
         whole = end - start <= 2*sum(c.total_compressed_size for c in wanted)  # else mostly other columns
         return pa.PythonFile(_Window(ask(start, end) if whole and end > start else b"", start, ask), "r")
 
-def _runs(meta, groups: list[int], rows: int) -> Iterator[list[int]]:
-    "Row groups, gathered until they have so many rows."
-    return (run for run in grouped(groups, rows, lambda g: meta.row_group(g).num_rows) if run)
+def _of_store(uri: str, meta, text, groups: list[int], columns, rows: int, threads: bool) -> Iterator[pa.RecordBatch]:
+    "Read row groups, so many rows of them at a time."
+    import pyarrow.parquet as pq
+    for run in grouped(groups, rows, lambda g: meta.row_group(g).num_rows):
+        if not run: continue
+        file = pq.ParquetFile(_fetched(uri, meta, run, columns), metadata=meta, read_dictionary=text, pre_buffer=False)
+        yield from _whole(uri, file, run, columns, rows, threads)
 
 # %% ../../nbs/data/03_columnar.ipynb #3603bdd2
 def parquet(
@@ -133,14 +138,10 @@ def parquet(
         if meta.num_rows == 0: yield file.read(columns); return
         tell_of(partial(_place, uri, meta.num_rows))
         chosen = [*range(meta.num_row_groups)] if groups is None else groups
-        if hashes is None and not isinstance(f, pa.NativeFile):
-            opened = lambda run: pq.ParquetFile(_fetched(uri, meta, run, columns), metadata=meta, read_dictionary=text,
-                                                pre_buffer=False)
-        else: opened = lambda run: file
         if damaged == "skip": some = _sound(uri, file, meta, chosen, columns, rows, threads, bad)
-        else:
-            runs = _runs(meta, chosen, rows)
-            some = (b for run in runs for b in _whole(uri, opened(run), run, columns, rows, threads))
+        elif hashes is not None or isinstance(f, pa.NativeFile):
+            some = _whole(uri, file, chosen, columns, rows, threads)
+        else: some = _of_store(uri, meta, text, chosen, columns, rows, threads)
         yield from (pa.Table.from_batches([batch]) for batch in some)
 
 # %% ../../nbs/data/03_columnar.ipynb #b68e9a1b
