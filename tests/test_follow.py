@@ -70,8 +70,10 @@ def test_files_that_come_are_rows_a_moment_later_and_none_comes_twice(tmp_path):
 
 def test_what_cannot_be_followed_is_refused_in_two_lines(tmp_path):
     for uri in ("postgresql://ann@127.0.0.1:1/air/trips", "mongodb://127.0.0.1:1/air.trips"):
-        said = subprocess.run([SCALAI, "ingest", uri, "trips", "--follow"], cwd=tmp_path, text=True, capture_output=True)
-        assert said.returncode == 2 and len(said.stderr.splitlines()) == 2 and "cannot be followed" in said.stderr, said
+        command = [SCALAI, "ingest", uri, "trips", "--follow"]
+        said = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+        assert said.returncode == 2 and len(said.stderr.splitlines()) == 2, said
+        assert "cannot be followed" in said.stderr
 
 
 def message(i: int) -> bytes: return json.dumps({"id": i, "minutes": i/2}).encode()
@@ -85,7 +87,8 @@ def broker():
 
 def producer(broker):
     from confluent_kafka import Producer
-    return Producer({"bootstrap.servers": broker.address, "linger.ms": 5, "log_level": 0, "message.timeout.ms": 300_000})
+    return Producer({"bootstrap.servers": broker.address, "linger.ms": 5, "log_level": 0,
+                     "message.timeout.ms": 300_000})
 
 
 def topic(broker, name: str, partitions: int = 2):

@@ -1,5 +1,5 @@
-"""Tables on each kind of store, the disk of this machine too: two writers at once, writers that are killed, and answers
-of the store that are refusals, late, or lost.
+"""Tables on each kind of store, and on a disk: two writers at once, writers that are killed, and answers of the
+store that are refusals, late, or lost.
 
 S3 is moto, and SeaweedFS, which takes conditional writes; Azure is Azurite."""
 

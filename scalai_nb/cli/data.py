@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['READ', 'METRICS', 'GRACE', 'NAMED', 'DIFF', 'COMPACT', 'NEW', 'TIME_OF_NEW', 'KEY_OF_NEW', 'check_source',
            'profile_of', 'with_read_options', 'read_line', 'lost_text', 'profile', 'read', 'preview_text', 'ingest',
-           'follow_source', 'ingest_text', 'table_text', 'catalogue_text', 'tables', 'remark_lines', 'quarantine',
-           'release_text', 'quarantine_text', 'gc', 'gc_text']
+           'follow_source', 'follow_until_stopped', 'ingest_text', 'table_text', 'catalogue_text', 'tables',
+           'remark_lines', 'quarantine', 'release_text', 'quarantine_text', 'gc', 'gc_text']
 
 # %% ../../nbs/cli/04_data.ipynb #5557b71e
 import functools
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -183,25 +184,37 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
     failed = not doc["rows_good"] or strict and doc["rows_refused"]
     return Answer(doc, lambda: ingest_text(table, doc), 1 if failed else 0)
 
+# %% ../../nbs/cli/04_data.ipynb #818ad3c5
 def follow_source(uri: str, table: str,  # as `scalai ingest` takes them
-                  contract: Path | None, key: list[str] | None, period: str | None, fold: list[str] | None,
-                  read: Any, metrics_port: int | None) -> Answer:
-    "Follow a source until SIGINT or SIGTERM; a batch that is not done seconds later is left to the next start."
-    from scalai_nb.core import metrics
-    from scalai_nb.core.process import stopping
-    from scalai_nb.core.storage import veiled
+                  contract: Path | None,  # likewise, with the next five
+                  key: list[str] | None,  # columns
+                  period: str | None,  # a column, or a name
+                  fold: list[str] | None,  # columns
+                  read: Any,  # data.read_options.ReadOptions
+                  metrics_port: int | None) -> Answer:
+    "Follow a source until it is stopped."
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.follow import Follow
     rules = Contract.load(contract) if contract else None
     made = Follow(uri, table, rules, key or None, period, fold or None, read=read)
+    follow_until_stopped(made.run, made.text, metrics_port)
+    return Answer(made.did.to_dict(), made.text)
+
+# %% ../../nbs/cli/04_data.ipynb #ff41dcde
+def follow_until_stopped(run: Callable,  # run(stop, report=...): until the event is set
+                         text: Callable[[], str],  # how far it is
+                         metrics_port: int | None,  # to answer Prometheus at; None: not
+                        ) -> None:
+    "Run a follower until SIGINT or SIGTERM; work that is not done seconds later is left to the next start."
+    from scalai_nb.core import metrics
+    from scalai_nb.core.process import stopping
     served = None if metrics_port is None else metrics.serve(metrics_port)
     try:
-        with working(f"{table}: following {veiled(uri)}" + (f", metrics at {served.url}" if served else "")) as shown:
-            def tell(found): shown.label = found.text()
-            with stopping(GRACE) as stop: made.run(stop, tell=tell)
+        with working(text() + (f", metrics at {served.url}" if served else "")) as shown:
+            def report(_): shown.label = text()
+            with stopping(GRACE) as stop: run(stop, report=report)
     finally:
         if served: served.close()
-    return Answer(made.did.to_dict(), made.text, 0)
 
 # %% ../../nbs/cli/04_data.ipynb #e1f8b1aa
 def ingest_text(table: str, doc: dict) -> str:

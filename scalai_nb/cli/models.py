@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .data import check_source
+from .data import METRICS, check_source, follow_until_stopped
 from .parameters import pairs
 from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest, one_of
@@ -314,8 +314,13 @@ def score(
     label: Annotated[str | None, option("Column that holds what became true, if known.")] = None,
     key: Annotated[list[str] | None, option("Column that identifies a row. Default: the table's key.")] = None,
     period: Annotated[str | None, option("The window these rows belong to.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Score a Kafka topic into another, given as TABLE, until Ctrl-C.")
+    ] = False,
+    metrics_port: Annotated[int | None, option(METRICS, min=0, max=65535)] = None,
 ) -> Answer:
     "Apply a model to a table or a source, and keep the scores with their windows."
+    if follow: return _score_topic(model, uri, table, key or (), metrics_port)
     from scalai_nb.training.model_ref import model_ref
     if not model.endswith(".onnx"): model = str(model_ref(model))
     check_source(uri)
@@ -326,6 +331,15 @@ def score(
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
+def _score_topic(model: str, uri: str, table: str | None, key: list[str], metrics_port: int | None) -> Answer:
+    if table is None:
+        raise BadRequest("--follow needs a topic for the scores.",
+                         f"Say: scalai score {model} {uri} kafka://HOST:PORT/TOPIC --follow")
+    from scalai_nb.serving.score_stream import ScoreStream
+    made = ScoreStream(model, uri, table, tuple(key))
+    follow_until_stopped(made.run, made.text, metrics_port)
+    return Answer(made.did.to_dict(), made.text)
+
 def _scored_like(model: str, uri: str) -> dict:  # table, key, label
     "Where a model file's scores go, with which of its table's key and target in the rows to score."
     from scalai_nb.core.settings import Settings

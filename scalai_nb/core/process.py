@@ -76,8 +76,9 @@ def bind_port(port: int,  # 0: any free one
 @contextmanager
 def stopping(grace: float,  # seconds
             ) -> Iterator[threading.Event]:  # it is set by the first signal
-    """Take SIGINT and SIGTERM as a wish to stop: a second one, or the end of the grace, interrupts the block. Only a main
-    thread can."""
+    """Take SIGINT and SIGTERM as a wish to stop: a second one, or the end of the grace, interrupts the block.
+
+    Only a main thread can."""
     stop = threading.Event()
     def ask(*_):
         if stop.is_set(): raise KeyboardInterrupt

@@ -59,11 +59,12 @@ def old_batches(index: list[dict],  # batch, period, path
         return delta.transaction_version(remembered, f"batch:{b}") is not None
     return {b for b in moves - young if there(b)}
 
+# %% ../../nbs/data/07_rollup.ipynb #9128d7da
 def new_files(index: list[dict],  # batch, period, path
-              known: dict | None,  # what the source's table remembers
+              names: dict | None,  # transaction names of the source's table
              ) -> set[str]:
     "Find the files of batches that were not added up yet, and those with sums of their periods."
-    there = lambda b: delta.transaction_version(known, f"batch:{b}") is not None
+    there = lambda b: delta.transaction_version(names, f"batch:{b}") is not None
     new = [r for r in index if not r["batch"].startswith(SUM) and there(r["batch"])]
     periods = {r["period"] for r in new}
     sums = [r for r in index if r["batch"].startswith(SUM) and r["period"] in periods]
@@ -184,6 +185,7 @@ def fold(settings: Settings | None = None,
         except WorkFailed as e: logger("windows").error("windows stay as they are", source=source, why=e.message)
     return [f for f in done if f]
 
+# %% ../../nbs/data/07_rollup.ipynb #53e014dc
 def add_up(table: str,  # its name
            settings: Settings | None = None) -> Folded | None:  # None: nothing was new, or others wrote to the store
     "Add up the profiles of a table's batches, by period: many small ones are slow to read."
