@@ -172,26 +172,21 @@ def like_before(new: Path,  # the file that was written
 def filesystem(path: str | Path):
     "The fsspec file system of a place, and its path there. Raises `BadRequest` for an unknown scheme."
     import fsspec
-    place = str(path)
+    if (place := str(path)).startswith("hdfs://"):
+        fsspec.register_implementation("hdfs", "scalai_nb.core.hdfs.Hdfs", clobber=True)  # fsspec's own needs Java
     # FILE::TABLE: a table in a database file
     if "::" in place and not is_url(place) and not os.path.exists(place): place = place.partition("::")[0]
     try:
         return fsspec.core.url_to_fs(place)
-    except OSError as e:  # PyArrow's driver looks for Hadoop's library when it is first asked
-        if "libhdfs" not in str(e):
-            raise
-        raise BadRequest(
-            f"Cannot open {veiled(path)}: Hadoop's libhdfs is not installed.",
-            "Install Java and Hadoop, then set HADOOP_HOME, CLASSPATH and perhaps ARROW_LIBHDFS_DIR.",
-        ) from e
     except (ValueError, ImportError) as e:
         scheme = str(path).split("://")[0]
-        extra = {"s3": "aws", "gs": "gcp", "gcs": "gcp", "abfs": "azure", "abfss": "azure", "az": "azure"}.get(scheme)
+        extra = {"s3": "aws", "gs": "gcp", "gcs": "gcp", "abfs": "azure", "abfss": "azure", "az": "azure",
+                 "hdfs": "hdfs"}.get(scheme)
         hint = (
             f"pip install 'scalai-nb[{extra}]'" if extra
             else (
-                "Use a path, or one of file:// s3:// gs:// abfs:// http:// memory://; a package reads other schemes by"
-                " the entry points scalai_nb.sources."
+                "Use a path, or one of file:// s3:// gs:// abfs:// hdfs:// http:// memory://; a package reads other"
+                " schemes by the entry points scalai_nb.sources."
             )
         )
         raise BadRequest(f"Cannot open {veiled(path)}: no file system for {scheme!r}.", hint) from e

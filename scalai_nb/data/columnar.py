@@ -17,7 +17,7 @@ import pyarrow as pa
 from ..core.errors import BadRequest
 from ..core.progress import tell_of
 from ..core.storage import veiled
-from .readers import Source, check_columns, connect, open_file, register
+from .readers import Source, check_columns, connect, grouped, open_file, register
 from .types import coded_text
 
 # %% ../../nbs/data/03_columnar.ipynb #7f27123a
@@ -59,9 +59,9 @@ def group_bytes(
 
 # %% ../../nbs/data/03_columnar.ipynb #16c8a28d
 class _Window:
-    "Some bytes of a file, at their place in it."
-    def __init__(self, data: bytes, start: int):
-        self.data, self.start, self.at, self.closed = memoryview(data), start, 0, False
+    "Some bytes of a file, at their place in it; what lies elsewhere is asked for."
+    def __init__(self, data: bytes, start: int, others=None):  # others(start, end): bytes
+        self.data, self.start, self.at, self.closed, self.others = memoryview(data), start, 0, False, others
 
     def seek(self, to: int, whence: int = 0):
         self.at = to if whence == 0 else self.at + to if whence == 1 else self.start + len(self.data) + to
@@ -69,10 +69,12 @@ class _Window:
     def tell(self) -> int: return self.at
     def read(self, n: int = -1) -> memoryview:
         begin = self.at - self.start
-        found = self.data[begin:begin + n if n >= 0 else None]
+        if self.others and not 0 <= begin <= begin + n <= len(self.data): found = self.others(self.at, self.at + n)
+        else: found = self.data[begin:begin + n if n >= 0 else None]
         self.at += len(found)
         return found
 
+# %% ../../nbs/data/03_columnar.ipynb #a49c7c80
 def group_hashes(uri: str) -> dict[int, str]:  # row group → SHA-256 of its bytes
     "What a Parquet file holds; nothing is decoded for it."
     meta, seen = metadata(uri), {}
@@ -88,6 +90,27 @@ def _groups(uri: str, meta, groups: list[int], seen: dict):
         first, last = spans[g]
         seen[g] = hashlib.sha256(window.data[first - start:last - start]).hexdigest()
     return pa.PythonFile(window, "r")
+
+# %% ../../nbs/data/03_columnar.ipynb #938fb343
+def _fetched(uri: str, meta, groups: list[int], columns: list[str] | None):
+    "A file of which what these row groups hold of some columns is here."
+    chunks = [meta.row_group(g).column(c) for g in groups for c in range(meta.num_columns)]
+    wanted = [c for c in chunks if columns is None or c.path_in_schema.split(".")[0] in columns]
+    begins = [min(o for o in (c.dictionary_page_offset, c.data_page_offset) if o is not None) for c in wanted]
+    start = min(begins, default=0)
+    end = max((b + c.total_compressed_size for b, c in zip(begins, wanted)), default=0)
+    with connect(uri) as (fs, path):
+        ask = lambda a, b: fs.cat_file(path, start=a, end=b)
+        whole = end - start <= 2*sum(c.total_compressed_size for c in wanted)  # else mostly other columns
+        return pa.PythonFile(_Window(ask(start, end) if whole and end > start else b"", start, ask), "r")
+
+def _of_store(uri: str, meta, text, groups: list[int], columns, rows: int, threads: bool) -> Iterator[pa.RecordBatch]:
+    "Read row groups, so many rows of them at a time."
+    import pyarrow.parquet as pq
+    for run in grouped(groups, rows, lambda g: meta.row_group(g).num_rows):
+        if not run: continue
+        file = pq.ParquetFile(_fetched(uri, meta, run, columns), metadata=meta, read_dictionary=text, pre_buffer=False)
+        yield from _whole(uri, file, run, columns, rows, threads)
 
 # %% ../../nbs/data/03_columnar.ipynb #3603bdd2
 def parquet(
@@ -116,7 +139,9 @@ def parquet(
         tell_of(partial(_place, uri, meta.num_rows))
         chosen = [*range(meta.num_row_groups)] if groups is None else groups
         if damaged == "skip": some = _sound(uri, file, meta, chosen, columns, rows, threads, bad)
-        else: some = _whole(uri, file, chosen, columns, rows, threads)
+        elif hashes is not None or isinstance(f, pa.NativeFile):
+            some = _whole(uri, file, chosen, columns, rows, threads)
+        else: some = _of_store(uri, meta, text, chosen, columns, rows, threads)
         yield from (pa.Table.from_batches([batch]) for batch in some)
 
 # %% ../../nbs/data/03_columnar.ipynb #b68e9a1b

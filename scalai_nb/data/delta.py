@@ -24,17 +24,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..core.delta_log import transactions
-from ..core.errors import BadRequest, WorkFailed
+from ..core.errors import BadRequest, Unreachable, WorkFailed
 from ..core.storage import filesystem, is_url, write_atomic
 
 # %% ../../nbs/data/06_delta.ipynb #25636cb4
 def open_table(path: str, version: int | None = None):  # deltalake.DeltaTable, or None where there is no table
     "Open a Delta table at a version."
-    from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
     if not is_url(path) and not os.path.isdir(f"{path}/_delta_log"): return None
     try:
-        return DeltaTable(path, version=version)
+        return _opened(path, version)
     except TableNotFoundError:
         return None
     except DeltaError as e:
@@ -44,10 +43,28 @@ def open_table(path: str, version: int | None = None):  # deltalake.DeltaTable, 
                 "Its _delta_log is damaged; restore it from a copy.",
                 "table",
             ) from e
-        newest = DeltaTable(path).version()
+        newest = _opened(path).version()
         raise BadRequest(
             f"{Path(path).name} has no version {version}.", f"It has versions 0 to {newest}.", "table"
         ) from e
+
+# %% ../../nbs/data/06_delta.ipynb #91a57166
+def _hdfs(path: str) -> bool: return str(path).startswith("hdfs://")
+
+def _opened(path: str, version: int | None = None):
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+    if not _hdfs(path): return DeltaTable(path, version=version)
+    from scalai_nb.core.hdfs import Bounded, bounded
+    fs, root = filesystem(path)
+    if not fs.exists(f"{root}/_delta_log"): raise TableNotFoundError(path)
+    return Bounded(path, fs.repeat(lambda: bounded(path, DeltaTable, path, version=version)))
+
+def _created(path: str, *args, **kw) -> None:
+    from deltalake.transaction import create_table_with_add_actions as create
+    if not _hdfs(path): return create(path, *args, **kw)
+    from scalai_nb.core.hdfs import bounded
+    bounded(path, create, path, *args, **kw)
 
 # %% ../../nbs/data/06_delta.ipynb #6f86986d
 TRIES = 100  # commits that others may be quicker with, before a writer gives up
@@ -66,14 +83,13 @@ def try_commit(path: str, table, adds: list, schema: pa.Schema, partition: list[
                properties):
     "One commit on a snapshot, or the table's first."
     from deltalake import Schema
-    from deltalake.transaction import create_table_with_add_actions
     how = dict(partition_by=list(partition), commit_properties=properties)
     # what stays keeps all its columns
     shape = table.schema() if replace and table is not None else Schema.from_arrow(schema)
     # what a batch did, and time travel, stay known (Delta's default: 30 days)
     keep = {"delta.logRetentionDuration": "interval 3650 days"}
     if table is None:
-        create_table_with_add_actions(path, shape, adds, mode="error", configuration=keep, **how)
+        _created(path, shape, adds, mode="error", configuration=keep, **how)
     elif replace is None:
         table.create_write_transaction(adds, "append", shape, **how)
     else:
@@ -119,8 +135,9 @@ def commit(path: str,  # of the Delta table; made by its first batch
           ) -> tuple[int, bool]:  # version that holds the batch, and whether it was there before
     "Add files to a Delta table as one commit, exactly once, also when others try."
     from deltalake.exceptions import CommitFailedError, DeltaError
+    lost = False  # whether the answer to a commit did not come
     for n in range(TRIES):
-        table = open_table(path)
+        table = _newest(path, lost)
         at = 0 if table is None else table.version() + 1
         if (seen := transaction_version(table, batch)) is not None:
             # a store may take a commit and lose the answer
@@ -139,6 +156,9 @@ def commit(path: str,  # of the Delta table; made by its first batch
             try_commit(path, table, actions, schema, partition, replace, _transaction(at, names, facts or {}))
             return at, False
         except CommitFailedError: back_off(n)
+        except Unreachable as e:  # HDFS was away: whether it has the commit, its log will say
+            if not attempt or lost: raise _unsure(e, path) from e
+            lost = True
         except DeltaError as e:
             if "already exists" not in str(e): raise _unsure(e, path) from e
             back_off(n)
@@ -156,6 +176,11 @@ def back_off(n: int,  # tries that failed
             ) -> None:
     "Wait a random time, longer after each failed try."
     sleep(random.uniform(0, min(.5, .01*2**n)))
+
+def _newest(path: str, lost: bool):
+    "The table, whose log says whether it has a commit that may have been lost."
+    try: return open_table(path)
+    except Unreachable as e: raise (_unsure(e, path) if lost else e) from e
 
 def _unsure(e: Exception, path: str) -> Exception:  # the same
     "A store may carry out a request whose answer it lost: then it is not known yet whether the commit is there."

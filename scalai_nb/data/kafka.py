@@ -19,7 +19,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 
-from ..core.errors import BadRequest, Unreachable, WorkFailed, nearest, one_of
+from ..core.errors import BadRequest, ScalaiError, Unreachable, WorkFailed, nearest, one_of
 from ..core.logs import logger
 from ..core.storage import veiled
 from . import readers

@@ -129,6 +129,7 @@ def _login(uri) -> str:
         "s3": "Check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the profile.",
         "gs": "Check GOOGLE_APPLICATION_CREDENTIALS, or: gcloud auth application-default login",
         "abfs": "Check AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY.",
+        "hdfs": "Check HADOOP_USER_NAME, or the Kerberos ticket, and the folder's rights: hdfs dfs -ls",
     }.get(str(uri).split("://")[0], "Check user and rights.")
 # Object stores' clients raise what their HTTP library raises; its names say whether no server answered or one said
 # no.

@@ -223,7 +223,7 @@ def frame(self: TableReader, version: int | None = None, columns: list[str] | No
     )
 
 # %% ../../nbs/data/06_table_reader.ipynb #ae69150c
-def _uri(place: str, path: str) -> str: return path if not is_url(place) else f"{place.split('://')[0]}://{path}"
+def _uri(place: str, path: str) -> str: return filesystem(place)[0].unstrip_protocol(path) if is_url(place) else path
 
 @patch
 def sample(self: TableReader, n: int = 10, seed: int = 0, version: int | None = None):  # pandas.DataFrame

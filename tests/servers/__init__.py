@@ -1,4 +1,5 @@
 "Real servers for a test: each is started on a free port, in a folder of its own, and stopped at the end."
+import json
 import os
 import secrets
 import shutil
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -167,3 +169,82 @@ def protocol_clients() -> Path:
     "Triton's and KServe's clients, which want an older pandas, and schemathesis, whose pytest plugin loads slowly."
     return environment("protocol-clients", "tritonclient[http]>=2.60", "kserve>=0.15", "schemathesis>=4")
 
+
+
+SEAWEED = "github.com/seaweedfs/seaweedfs@v0.0.0-20261109003541-7506e5f91cd6"
+
+
+def weed_home() -> Path: return cached(f"seaweedfs-{SEAWEED.rsplit('-', 1)[1]}")
+
+
+def weed() -> Path:
+    """SeaweedFS, a store with S3's protocol that takes conditional writes, built once from its Go module.
+
+    The module replaces others, so that `go install` refuses it."""
+    from scalai_nb.core.lock import locked
+    home = weed_home()
+    with locked(f"{home}.lock"):
+        if (home/"weed").exists(): return home/"weed"
+        assert shutil.which("go"), "Go is not installed: https://go.dev/dl"
+        found = subprocess.run(["go", "mod", "download", "-json", SEAWEED], check=True, capture_output=True, text=True)
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(json.loads(found.stdout)["Dir"], source := Path(folder)/"source")
+            for p in [source, *source.rglob("*")]: p.chmod(p.stat().st_mode | 0o200)  # Go's cache is for reading
+            home.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["go", "build", "-mod=mod", "-o", str(home/"weed.new"), "./weed"], check=True, cwd=source)
+        (home/"weed.new").rename(home/"weed")
+    return home/"weed"
+
+
+def seaweed() -> Server:
+    "SeaweedFS in one process: master, volumes, filer and S3."
+    ports = [f"-{part}.port{kind}={free_port()}" for part in ("master", "volume", "filer") for kind in ("", ".grpc")]
+    return Server(weed(), "server", "-ip=127.0.0.1", "-dir=.", "-filer", "-s3", *ports, f"-s3.port.grpc={free_port()}",
+                  "-volume.max=20", port="-s3.port", folder=None)
+
+
+class Between:
+    """An HTTP server before another one: of the requests it is told to, it refuses some with 503, carries out others
+    and answers 503 all the same, and answers others late."""
+    def __init__(self, port: int):
+        import http.client
+        from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+        self.faults: dict[int, str] = {}  # number of a request → refused, lost, late
+        self.seen, self.lock = 0, threading.Lock()
+        between = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            def log_message(self, *_): pass
+
+            def handle_any(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                with between.lock:
+                    fault = between.faults.pop(between.seen, "")
+                    between.seen += 1
+                if fault == "late": time.sleep(2)
+                status, headers, content = 503, [], b""
+                if fault != "refused":
+                    there = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                    there.request(self.command, self.path, body, dict(self.headers))
+                    answer = there.getresponse()
+                    status, headers, content = answer.status, answer.getheaders(), answer.read()
+                    there.close()
+                if fault == "lost": status, headers, content = 503, [], b""
+                self.send_response(status)
+                for name, value in headers:
+                    if name.lower() not in ("transfer-encoding", "content-length", "connection", "date", "server"):
+                        self.send_header(name, value)
+                length = dict((n.lower(), v) for n, v in headers).get("content-length", len(content))
+                self.send_header("Content-Length", str(length if self.command == "HEAD" else len(content)))
+                self.end_headers()
+                if self.command != "HEAD": self.wfile.write(content)
+            do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = do_PATCH = handle_any
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.port = self.server.server_port
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def __enter__(self): return self
+    def __exit__(self, *_): self.server.shutdown(); self.server.server_close()

@@ -3,12 +3,15 @@
 Each is one or two processes on free ports of 127.0.0.1, with its data in a temporary folder; it can be stopped, killed
 and started again on the same ports."""
 import hashlib
+import json
 import secrets
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from pathlib import Path
+from urllib.request import urlopen
 
 from scalai_nb.core.lock import locked
 from servers import cached, free_port, wait_for
@@ -150,3 +153,72 @@ class Kafka(Jvm):
     def start(self):
         if "broker" in self.processes: return
         self.run("broker", self.port, [*self.java("-Xmx512m", "kafka.Kafka"), "server.properties"])
+
+
+class Hdfs(Jvm):
+    "HDFS of Hadoop 3: `namenode` and `datanode`."
+    profile = "hdfs"
+
+    def __init__(self):
+        self.port, self.web, self.data, self.data_web, self.ipc = (free_port() for _ in range(5))
+        super().__init__()
+
+    @property
+    def address(self) -> str: return f"127.0.0.1:{self.port}"
+
+    @property
+    def root(self) -> str: return f"hdfs://{self.address}"
+
+    @property
+    def conf(self) -> Path: return self.folder/"conf"
+
+    def configure(self, name: str, **values):
+        "Write a file of the configuration; names have `_` for a dot and `__` for a hyphen."
+        named = {k.replace("__", "-").replace("_", "."): v for k, v in values.items()}
+        lines = (f"<property><name>{k}</name><value>{v}</value></property>" for k, v in named.items())
+        (self.conf/f"{name}-site.xml").write_text(f"<configuration>{''.join(lines)}</configuration>")
+
+    def prepare(self):
+        self.conf.mkdir()
+        self.configure("core", fs_defaultFS=self.root, hadoop_tmp_dir=self.folder/"tmp")
+        self.configure(
+            "hdfs",
+            dfs_replication=1,
+            dfs_namenode_http__address=f"127.0.0.1:{self.web}",
+            dfs_datanode_address=f"127.0.0.1:{self.data}",
+            dfs_datanode_http_address=f"127.0.0.1:{self.data_web}",
+            dfs_datanode_ipc_address=f"127.0.0.1:{self.ipc}",
+            dfs_datanode_hostname="127.0.0.1",
+            dfs_namenode_safemode_extension=0,
+            dfs_namenode_fs__limits_min__block__size=1024,
+            dfs_blocksize=1 << 20,
+            dfs_heartbeat_interval=1,
+            dfs_namenode_heartbeat_recheck__interval=1000,
+        )
+        self.call([*self.hadoop("hdfs.server.namenode.NameNode"), "-format", "-force", "-nonInteractive"])
+
+    def hadoop(self, program: str) -> list[str]:
+        return self.java("-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", f"org.apache.hadoop.{program}",
+                         classpath=f"{self.conf}:")
+
+    def start(self):
+        for name, port, program in (("namenode", self.port, "namenode.NameNode"),
+                                    ("datanode", self.ipc, "datanode.DataNode")):
+            if name not in self.processes: self.run(name, port, self.hadoop(f"hdfs.server.{program}"))
+        until = time.monotonic() + 90
+        while not self.ready():
+            assert time.monotonic() < until, "the DataNode has not reported its blocks"
+            time.sleep(.1)
+
+    def ready(self) -> bool:
+        "Whether the NameNode is out of safe mode and knows the DataNode, as it says of itself."
+        about = {}
+        for name in ("NameNodeInfo", "FSNamesystemState"):
+            with urlopen(f"http://127.0.0.1:{self.web}/jmx?qry=Hadoop:service=NameNode,name={name}") as answer:
+                for bean in json.load(answer)["beans"]: about |= bean
+        return about.get("Safemode") == "" and about.get("NumLiveDataNodes") == 1
+
+    def admin(self, *words) -> str:
+        "Call `hdfs dfsadmin`, and return what it says."
+        return subprocess.run([*self.hadoop("hdfs.tools.DFSAdmin"), *words], check=True, capture_output=True,
+                              cwd=self.folder, text=True).stdout
