@@ -314,6 +314,9 @@ def score(
     label: Annotated[str | None, option("Column that holds what became true, if known.")] = None,
     key: Annotated[list[str] | None, option("Column that identifies a row. Default: the table's key.")] = None,
     period: Annotated[str | None, option("The window these rows belong to.")] = None,
+    sink: Annotated[
+        str | None, option("Also write them by key into a table: cassandra://host/keyspace/table.", "--to")
+    ] = None,
 ) -> Answer:
     "Apply a model to a table or a source, and keep the scores with their windows."
     from scalai_nb.training.model_ref import model_ref
@@ -322,7 +325,7 @@ def score(
     from scalai_nb.serving.score import score
     given = {k: v for k, v in {"table": table, "label": label, "key": key}.items() if v}
     if len(given) < 3: given = _scored_like(model, uri) | given
-    doc = score(model, uri, period=period, **given)
+    doc = score(model, uri, period=period, sink=sink, **given)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
