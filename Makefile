@@ -7,7 +7,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 # Modules are compiled once, also where the machine asks Python to keep nothing.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-reading bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash bench-serve docs gpu clean
+.PHONY: demo dash install dev check lessons test test-slow soak bench-data bench-reading bench-tables bench-learn bench-compress bench-jobs bench-monitor bench-dash bench-serve bench-stores docs gpu clean
 
 install: .venv/.installed
 dev: .venv/.dev
@@ -111,6 +111,10 @@ bench-dash: dev
 bench-serve: dev
 	@$(BIN)/python tests/bench/serve.py
 	@$(BIN)/python tests/bench/sentences.py
+
+# Stores next to their clients alone: Kafka 4 up to Arrow and up to a table, whole and with broken messages (three minutes).
+bench-stores: dev
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis

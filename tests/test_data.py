@@ -18,7 +18,8 @@ from scalai_nb.core.errors import ScalaiError
 from scalai_nb.core.settings import Settings
 from scalai_nb.data import delta, profile_store, source, text_files, uniqueness
 from scalai_nb.data.contract import Contract
-from scalai_nb.data.ingest import ingest, unfinished
+from scalai_nb.data.ingest import ingest
+from scalai_nb.data.ingest_plan import unfinished
 from scalai_nb.data.profile import profile
 from scalai_nb.data.read_options import ReadOptions
 from scalai_nb.data.rules import Rule

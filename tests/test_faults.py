@@ -22,6 +22,7 @@ from scalai_nb.core.cluster import cluster
 from scalai_nb.core.errors import BadRequest, ScalaiError
 from scalai_nb.core.settings import Settings
 from scalai_nb.data import ingest as room
+from scalai_nb.data import ingest_plan
 from scalai_nb.data.contract import Contract
 from scalai_nb.data.ingest import ingest
 from scalai_nb.data.profile import profile
@@ -257,8 +258,8 @@ def test_other_rows_under_the_same_footer(workspace):
     its rows are other rows, and come in."""
     def file(middle):
         pq.write_table(pa.table({"n": [1, *middle, 9]}), "n.parquet", use_dictionary=False, compression="none")
-    file((2, 3)); first, footer = ingest("n.parquet", "t"), room.footer_hash("n.parquet")
-    file((3, 2)); assert room.footer_hash("n.parquet") == footer
+    file((2, 3)); first, footer = ingest("n.parquet", "t"), ingest_plan.footer_hash("n.parquet")
+    file((3, 2)); assert ingest_plan.footer_hash("n.parquet") == footer
     second = ingest("n.parquet", "t")
     assert (
         not second.already

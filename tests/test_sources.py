@@ -17,7 +17,8 @@ from conftest import here, scalai
 from scalai_nb.core import events
 from scalai_nb.core.errors import BadRequest, Unreachable, WorkFailed
 from scalai_nb.data import readers, source
-from scalai_nb.data.ingest import ingest, unfinished
+from scalai_nb.data.ingest import ingest
+from scalai_nb.data.ingest_plan import unfinished
 from scalai_nb.data.profile import profile
 from scalai_nb.data.table import Table
 from scalai_nb.loop.flights import flights as all_flights
@@ -415,112 +416,6 @@ def test_mongo_says_in_two_lines_what_is_wrong(mongo, workspace, uri, code, word
     done = here("ingest", uri.format(port=mongo.port), "flights")
     assert done.code == code and len(done.lines) == 2 and words in done.err, done.err
     assert not any(secret in done.out + done.err for secret in ("s3cret", "wrong-one"))
-
-
-# Kafka's protocol by noida-db, and by librdkafka's own mock cluster
-
-@pytest.fixture
-def noida():
-    with servers.kafka() as server: yield server
-
-
-def produce(address: str, numbers, topic="flights", partitions=3):
-    from confluent_kafka import Producer
-    from confluent_kafka.admin import AdminClient, NewTopic
-    admin = AdminClient({"bootstrap.servers": address, "log_level": 0})
-    if topic not in admin.list_topics(timeout=10).topics:
-        admin.create_topics([NewTopic(topic, partitions)])[topic].result(10)
-    producer = Producer({"bootstrap.servers": address, "linger.ms": 50, "log_level": 0})
-    for i in numbers:
-        producer.produce(
-            topic, json.dumps({"id": i, "x": i / 2, "word": f"{i:0100}"}).encode(), partition=i % partitions
-        )
-        if i % 10_000 == 0: producer.flush()
-    assert producer.flush(30) == 0
-
-
-KILLED = """
-import os, sys
-from scalai_nb.core import events
-from scalai_nb.data.ingest import ingest
-seen = []
-def hear(topic, **_):
-    seen.append(topic)
-    if len(seen) == 2: os.kill(os.getpid(), 9)
-events.subscribe(hear, "ingest")
-ingest(sys.argv[1], "flights")
-"""
-
-
-def test_kafka_offsets_and_rows_agree_after_a_kill(noida, workspace):
-    (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 5000\n")
-    address = f"127.0.0.1:{noida.port}"
-    uri = f"kafka://{address}/flights"
-    produce(address, range(20_000))
-    killed = subprocess.run([sys.executable, "-c", KILLED, uri], capture_output=True, text=True)
-    assert killed.returncode == -9, killed.stderr
-    assert not Table("flights").exists and len(unfinished()) == 1
-    produce(address, range(20_000, 21_000))  # comes between the kill and the next start
-    assert ingest(uri, "flights").rows_good == 20_000  # the plan's end stands
-    assert unfinished() == []
-    both = []
-    two = [threading.Thread(target=lambda: both.append(ingest(uri, "flights"))) for _ in range(2)]
-    for t in two: t.start()
-    for t in two: t.join()
-    assert sorted(d.already for d in both) == [False, True] and {d.rows_good for d in both} == {1000}
-    assert sorted(rows_of("flights")["id"].to_pylist()) == list(range(21_000))
-    assert ingest(uri, "flights").already and Table("flights").version == 1
-    assert len(source.read(uri, rows=4000)) == 21_000
-
-
-def test_kafka_broker_restarts_midway_and_nothing_is_lost(noida, workspace):
-    (workspace/"settings.ini").write_text("[workspace]\nhome = .scalai\n[data]\nrows_per_part = 2000\n")
-    address = f"127.0.0.1:{noida.port}"
-    produce(address, range(30_000))
-    def restart():
-        noida.stop()
-        threading.Timer(1, noida.start).start()
-    silent = halfway(restart)
-    try: done = ingest(f"kafka://{address}/flights", "flights", key="id")
-    finally: silent()
-    assert (done.rows_good, done.rows_refused) == (30_000, 0)
-    assert sorted(rows_of("flights")["id"].to_pylist()) == list(range(30_000))
-
-
-def test_kafka_memory_does_not_grow_with_messages(noida):
-    address = f"127.0.0.1:{noida.port}"
-    produce(address, range(20_000), "few")
-    produce(address, range(200_000), "many")
-    (few, before), (many, after) = peaks(f"kafka://{address}/few", f"kafka://{address}/many")
-    assert (few, many) == (20_000, 200_000) and after - before < 80, (before, after)
-
-
-def test_kafka_mock_cluster_quarantines_what_is_no_row(workspace):
-    from confluent_kafka import Producer
-    producer = Producer({"test.mock.num.brokers": 3, "bootstrap.servers": "-", "log_level": 0})
-    broker = next(iter(producer.list_topics(timeout=5).brokers.values()))
-    uri = f"kafka://{broker.host}:{broker.port}/flights"
-    values = [b'{"id": %d, "x": 1.5}' % i for i in range(20_000)]
-    values[15_000:15_004] = [b"late", b'{"id": "word"}', b'{"id": 1, "new": 2}', None]
-    for v in values: producer.produce("flights", v, partition=0)
-    assert producer.flush(30) == 0
-    with pytest.raises(BadRequest, match="partition 0, offset 15000: no JSON"):
-        sum(t.num_rows for t in source.batches(uri))
-    done = ingest(uri, "flights", key="id")
-    assert (done.rows_in, done.rows_good) == (20_000, 19_996) and sorted(done.refused.values()) == [1, 1, 1, 1]
-    assert pc.sum(pc.starts_with(Table("flights").quarantine.arrow()["_line"], "0:1500")).as_py() == 4
-    for bad, words in (
-        (uri.replace("flights", "flihgts"), "Did you mean 'flights'?"),
-        ("kafka://ann:s3cret@127.0.0.1:1/t?security.protocol=SASL_PLAINTEXT", "does not answer"),
-        (uri + "?no.such=1", "No such configuration property"),
-    ):
-        said = here("profile", bad)
-        assert (
-            said.code == (3 if "answer" in words else 2)
-            and len(said.lines) == 2
-            and words in said.err
-            and "s3cret" not in said.err
-        ), said.err
 
 
 # Object stores: S3 by moto, Google's by fake-gcs-server, Azure's by Azurite

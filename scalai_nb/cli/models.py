@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .data import check_source
+from .data import METRICS, check_source, follow_until_stopped
 from .parameters import pairs
 from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest, one_of
@@ -317,8 +317,13 @@ def score(
     sink: Annotated[
         str | None, option("Also write them by key into a table: cassandra://host/keyspace/table.", "--to")
     ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Score a Kafka topic into another, given as TABLE, until Ctrl-C.")
+    ] = False,
+    metrics_port: Annotated[int | None, option(METRICS, min=0, max=65535)] = None,
 ) -> Answer:
     "Apply a model to a table or a source, and keep the scores with their windows."
+    if follow: return _score_topic(model, uri, table, key or (), metrics_port, sink)
     from scalai_nb.training.model_ref import model_ref
     if not model.endswith(".onnx"): model = str(model_ref(model))
     check_source(uri)
@@ -329,6 +334,17 @@ def score(
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
+def _score_topic(model: str, uri: str, table: str | None, key: list[str], metrics_port: int | None,
+                 sink: str | None) -> Answer:
+    if sink: raise BadRequest("--follow writes to a topic, and --to to a table.", "Leave out one of them.")
+    if table is None:
+        raise BadRequest("--follow needs a topic for the scores.",
+                         f"Say: scalai score {model} {uri} kafka://HOST:PORT/TOPIC --follow")
+    from scalai_nb.serving.score_stream import ScoreStream
+    made = ScoreStream(model, uri, table, tuple(key))
+    follow_until_stopped(made.run, made.text, metrics_port)
+    return Answer(made.did.to_dict(), made.text)
+
 def _scored_like(model: str, uri: str) -> dict:  # table, key, label
     "Where a model file's scores go, with which of its table's key and target in the rows to score."
     from scalai_nb.core.settings import Settings

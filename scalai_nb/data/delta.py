@@ -105,6 +105,7 @@ def commit(path: str,  # of the Delta table; made by its first batch
            partition: list[str] = (),
            replace: dict[str, list[str]] | None = None,  # remove the files of these partition values; {}: all files
            marks: Iterable[str] = (),  # further transaction names that get this version
+           numbers: dict[str, int] | None = None,  # further transaction names with numbers of their own
            facts: dict | None = None,  # kept in the commit
            outcome: int | None = None,  # of the batch: one that is there with another outcome is replaced,
            prefix: str = "",  # the files that begin with this
@@ -129,7 +130,7 @@ def commit(path: str,  # of the Delta table; made by its first batch
         if any(transaction_version(table, name) != number for name, number in (guard or {}).items()): raise Overtaken
         if closable and transaction_version(table, f"files:{prefix}") == CLOSED: raise Overtaken
         _not_too_old(path, table, began)
-        names = {batch: None, **dict.fromkeys(marks)}
+        names = {batch: None, **dict.fromkeys(marks), **(numbers or {})}
         if outcome is not None: names[f"outcome:{batch}"] = outcome
         if attempt: names[f"attempt:{batch}"] = int(attempt, 16)
         if closable: names[f"files:{prefix}"] = CLOSED + 1

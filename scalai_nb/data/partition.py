@@ -61,6 +61,7 @@ class Plan:
     unit: str = "month"  # length of the period that a time falls into
     began: float = 0.  # seconds since 1970, before the first file was written
     guard: dict | None = None  # what the table's log must still say at the commit: `delta.commit`
+    numbers: dict | None = None  # what the commit adds to it: `delta.commit`
     @property
     def prefix(self) -> str: return prefix(self.batch)
 

@@ -51,6 +51,7 @@ class Source:
     text: bool = False  # whether `read` takes `text`: as an ingest wants values, of which no type is guessed
     types: Callable[..., dict] | None = None  # types(uri, read): those of a file's columns, by what most values are
     look: Callable[..., Look] | None = None  # look(uri, read): what a file turned out to be
+    follows: bool = False  # whether `state` gives offsets, behind which more rows come
     def __call__(self, *args, **kw): return self.read(*args, **kw)
 READERS: dict[str, Source] = {}
 

@@ -39,6 +39,7 @@ def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Set
     if mode != "overwrite": follows = _evolve(plan.place, schema, follows if plan.uniques else None)
     return delta.commit(plan.place, f"batch:{plan.batch}", files, schema.append(pa.field(PERIOD, pa.string())),
                         [PERIOD], facts=facts, attempt=plan.attempt, began=plan.began, guard=plan.guard,
+                        numbers=plan.numbers,
                         expect=follows if plan.uniques and mode != "overwrite" else None,
                         **_replaced(plan, mode, parts))
 
@@ -81,7 +82,8 @@ def _refuse_whole(
     plan: Plan, pens: list[tuple], facts: dict
 ) -> tuple[int | None, bool]:  # version of the table, whether the batch was there before
     "The batch, its rows and what is said of it, in one commit of the quarantine: the table stays as it is."
-    _, already = _pen_commit(plan, pens, f"batch:{plan.batch}", facts=facts, attempt=plan.attempt)
+    _, already = _pen_commit(plan, pens, f"batch:{plan.batch}", facts=facts, attempt=plan.attempt,
+                              numbers=plan.numbers)
     return (None if facts["follows"] < 0 else facts["follows"]), already
 
 # %% ../../nbs/data/07_table_commit.ipynb #d6fe514a

@@ -152,7 +152,8 @@ def _target_schema(name, contract, key, fold, settings, table, final) -> pa.Sche
     return schema
 
 # %% ../../nbs/data/08_write.ipynb #bbd537f0
-def _plan(name, contract, key, period, batch, fold, settings, table, names, prepare, guard) -> Plan:
+def _plan(name, contract, key, period, batch, fold, settings, table, names, prepare, guard,
+          numbers) -> Plan:
     "Settle what the parts need, and refuse what cannot work before anything is written."
     contract = as_contract(contract)
     listed = lambda x: () if x is None else (x,) if isinstance(x, str) else tuple(x)
@@ -166,7 +167,8 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
     schema = _target_schema(name, contract, key, fold, settings, table, final)
     return Plan(name, store(settings, "tables", name), store(settings, "quarantine", name), batch,
                 uuid.uuid4().hex[:8], contract, schema, tuple(contract.uniques()), period, column, fold,
-                settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard)
+                settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard,
+                numbers)
 
 # %% ../../nbs/data/08_write.ipynb #3dc0c403
 def _write_once(plan: Plan, frame, mode: str, source: str | None, target: TableReader, start: float) -> Written:
@@ -205,6 +207,7 @@ def write(
     prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
     # transaction names of the table: `delta.Overtaken` where one has another number than this
     guard: dict[str, int | None] | None = None,
+    numbers: dict[str, int] | None = None,  # further transaction names that the commit adds, each with its number
 ) -> Written:
     "Make the next version of a table, and the profiles of its parts, in one pass."
     start, settings, batch = perf_counter(), settings or Settings.load(), batch or uuid.uuid4().hex
@@ -217,7 +220,7 @@ def write(
                          "table")
     frame, names = _named(frame, prepare)
     plan = _plan(name, contract, key, period, batch, fold, settings,
-                 delta.open_table(target.path) if mode != "overwrite" else None, names, prepare, guard)
+                 delta.open_table(target.path) if mode != "overwrite" else None, names, prepare, guard, numbers)
     return _write_once(plan, frame, mode, source, target, start)
 
 # %% ../../nbs/data/08_write.ipynb #b1765c95

@@ -42,6 +42,8 @@ PACKAGES = (
     "onnxruntime",
     "torch-pruning",
     "transformers",
+    "confluent-kafka",
+    "orjson",
 )
 TABLES = {
     "walks": (
@@ -102,6 +104,7 @@ SECTIONS = (
     "loop",
     "dashboards",
     "drift",
+    "stores",
 )
 
 

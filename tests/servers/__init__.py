@@ -115,13 +115,6 @@ def mongo() -> Server:  # SecantusDB: MongoDB's wire protocol over WiredTiger
     return Server(Path(sys.executable).with_name("secantusd-py"), folder="--storage-path")
 
 
-def kafka() -> Server:  # noida-db: Kafka's wire protocol
-    from importlib.resources import files
-    program = files("noida_db")/"noida-db"
-    program.chmod(0o755)
-    return Server(program, "start", "--only", "kafka", port="--kafka-port")
-
-
 def s3() -> Server:  # moto: S3's HTTP
     return Server(Path(sys.executable).with_name("moto_server"), "-H", "127.0.0.1", port="-p", folder=None)
 

@@ -73,26 +73,68 @@ class Jvm:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
+def certificate(name: str, authority: tuple | None = None) -> tuple:  # (certificate, key); of an authority: itself signed
+    "A certificate for 127.0.0.1, or of an authority."
+    import datetime as dt
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes
+    from cryptography.hazmat.primitives.asymmetric import ec
+    key, now = ec.generate_private_key(ec.SECP256R1()), dt.datetime.now(dt.timezone.utc)
+    named = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    made = (x509.CertificateBuilder().subject_name(named).public_key(key.public_key())
+            .issuer_name(authority[0].subject if authority else named).serial_number(x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1)).not_valid_after(now + dt.timedelta(days=9))
+            .add_extension(x509.BasicConstraints(ca=authority is None, path_length=None), critical=True)
+            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False))
+    return made.sign(authority[1] if authority else key, hashes.SHA256()), key
+
+
+def pem(*made) -> bytes:  # of certificates and keys, in this order
+    from cryptography.hazmat.primitives import serialization as s
+    return b"".join(x.public_bytes(s.Encoding.PEM) if hasattr(x, "public_bytes") else
+                    x.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()) for x in made)
+
+
 class Kafka(Jvm):
-    "Kafka 4 (KRaft): one node, broker and controller."
+    "Kafka 4 (KRaft): one node, broker and controller; `ann` logs in over TLS on another port."
     profile = "kafka"
+    password = "s3cret/of@ann"  # with what a URI has to quote
 
     def __init__(self, **more):  # of server.properties; dots are written as underscores
-        self.port, self.controller, self.more = free_port(), free_port(), more
+        self.port, self.controller, self.tls, self.more = free_port(), free_port(), free_port(), more
         super().__init__()
 
     @property
     def address(self) -> str: return f"127.0.0.1:{self.port}"
 
+    def uri(self, rest: str = "") -> str: return f"kafka://{self.address}/{rest}"
+
+    def login_uri(self, rest: str, password: str | None = None, authority: str = "ca.pem") -> str:
+        from urllib.parse import quote
+        return (f"kafka://ann:{quote(password or self.password, safe='')}@127.0.0.1:{self.tls}/{rest}"
+                f"?ssl.ca.location={self.folder/authority}")
+
     def prepare(self):
+        authority, other = certificate("authority"), certificate("another authority")
+        (self.folder/"ca.pem").write_bytes(pem(authority[0]))
+        (self.folder/"other.pem").write_bytes(pem(other[0]))
+        (self.folder/"broker.pem").write_bytes(pem(*certificate("broker", authority)[::-1]))
+        listeners = f"PLAINTEXT://{self.address},SASL_SSL://127.0.0.1:{self.tls}"
         said = {
             "process.roles": "broker,controller",
             "node.id": 1,
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{self.controller}",
-            "listeners": f"PLAINTEXT://{self.address},CONTROLLER://127.0.0.1:{self.controller}",
-            "advertised.listeners": f"PLAINTEXT://{self.address}",
+            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{self.controller}",
+            "advertised.listeners": listeners,
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT",
+            "sasl.enabled.mechanisms": "PLAIN",
+            "listener.name.sasl_ssl.plain.sasl.jaas.config":
+                f'org.apache.kafka.common.security.plain.PlainLoginModule required user_ann="{self.password}";',
+            "ssl.keystore.type": "PEM",
+            "ssl.keystore.location": self.folder/"broker.pem",
             "log.dirs": self.folder/"data",
             "num.partitions": 2,
             "offsets.topic.replication.factor": 1,
