@@ -24,7 +24,9 @@ from scalai_nb.data.ingest import ingest, unfinished
 from scalai_nb.data.table import Table
 
 pytestmark = pytest.mark.slow
-SMALL = "?queued.max.messages.kbytes=200&message.max.bytes=50000&fetch.message.max.bytes=50000&fetch.max.bytes=60000"  # little is read ahead
+SMALL = (  # little is read ahead
+    "?queued.max.messages.kbytes=200&message.max.bytes=50000&fetch.message.max.bytes=50000&fetch.max.bytes=60000"
+)
 numbers = count()
 
 
@@ -395,7 +397,8 @@ def test_avro_by_a_file_and_by_a_registry(broker, topic, workspace, registry):
     assert Table("plain").quarantine.arrow()["_line"].to_pylist() == ["0:50"]
     assert rows_of("plain").schema.field("at").type == pa.timestamp("us", "UTC")
     frame = lambda number, value: b"\0" + number.to_bytes(4, "big") + value
-    send(broker, framed := topic(1), [frame(9 if i == 20 else 7, avro(i)) if i != 50 else b"\0" for i in range(100)], 1)
+    values = [frame(9 if i == 20 else 7, avro(i)) if i != 50 else b"\0" for i in range(100)]
+    send(broker, framed := topic(1), values, 1)
     uri = broker.uri(framed) + "?value=avro&registry="
     done = ingest(uri + registry, "framed")
     assert done.rows_good == 98

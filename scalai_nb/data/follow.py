@@ -6,21 +6,18 @@
 __all__ = ['WINDOW', 'CHANGING', 'Followed', 'Follow', 'join']
 
 # %% ../../nbs/data/15_follow.ipynb #8808b94b
-import json
-import shutil
 import re
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from fastcore.basics import patch
 
 # %% ../../nbs/data/15_follow.ipynb #408fd9a9
 from ..core import metrics
-from ..core.errors import BadRequest, ScalaiError, Unreachable
+from ..core.errors import BadRequest, Unreachable
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, veiled

@@ -44,7 +44,9 @@ def connection(uri: str,  # `kafka://[user:password@]host:port/topic`, with sett
 
 def _options(uri: str, errors: list) -> dict:
     "The consumer's settings: those of the connection, and what reading exactly once needs."
-    return ({"group.id": "scalai-nb", "queued.max.messages.kbytes": 16384} | connection(uri)
+    # a full queue is asked for more in 50 ms, not after the driver's second
+    return ({"group.id": "scalai-nb", "queued.max.messages.kbytes": 16384, "fetch.queue.backoff.ms": 50}
+            | connection(uri)
             | {"enable.auto.commit": False,
                "enable.auto.offset.store": False, "auto.offset.reset": "error", "enable.partition.eof": True,
                "isolation.level": "read_committed", "allow.auto.create.topics": False, "error_cb": errors.append})
@@ -85,15 +87,16 @@ def _described(consumer, driver, errors: list, patience: float = 6):  # the clus
 class Topic:
     "A topic that is open for reading."
     uri: str
-    name: str
-    cluster: str
-    partitions: list[int]
+    name: str  # in the cluster
+    cluster: str  # its id; of an old broker, the address
+    partitions: list[int]  # their numbers
     consumer: object  # confluent_kafka.Consumer
     options: dict  # its settings
-    errors: list  # that it reported, and nobody looked at yet
+    errors: list  # that it reported and that were not looked at yet
 
+# %% ../../nbs/data/05_kafka.ipynb #c175b779
 @contextmanager
-def _topic(uri: str, **options) -> Iterator[Topic]:  # options: settings that go before those of the URI
+def _topic(uri: str, **options) -> Iterator[Topic]:  # options: of the consumer, before those of the URI
     driver, parts = needs("confluent_kafka", "kafka", "Kafka"), urlsplit(str(uri))
     name, errors, consumer = unquote(parts.path.strip("/")), [], None
     if not name or not parts.hostname:
@@ -131,9 +134,11 @@ def _id(topic: Topic) -> str | None:  # None: the broker does not say
     except (driver.KafkaException, TimeoutError): return None
     return str(id) if id.get_most_significant_bits() or id.get_least_significant_bits() else None
 
-def _ends(topic: Topic) -> dict[str, list[int]]:  # of each partition: the first offset that is kept, and one after the last
+def _ends(topic: Topic) -> dict[str, list[int]]:
+    "The first offset of each partition that is kept, and the one after the last."
     part = needs("confluent_kafka", "kafka", "Kafka").TopicPartition
-    return {str(p): list(topic.consumer.get_watermark_offsets(part(topic.name, p), timeout=10)) for p in topic.partitions}
+    marks = lambda p: topic.consumer.get_watermark_offsets(part(topic.name, p), timeout=10)
+    return {str(p): list(marks(p)) for p in topic.partitions}
 
 # %% ../../nbs/data/05_kafka.ipynb #4eec85f3
 FIRST = 10_000  # messages in which types are found
@@ -160,6 +165,7 @@ def _messages(topic: Topic, offsets: dict[str, list[int]], limit: int) -> Iterat
                     "source",
                 )
 
+# %% ../../nbs/data/05_kafka.ipynb #d10cbb70
 def _stopped(topic: Topic, p: str, at: int, some: list, last) -> tuple[int, object]:
     "The next offset, and the last error; one that does not go away by waiting is raised."
     driver = needs("confluent_kafka", "kafka", "Kafka")
@@ -173,7 +179,7 @@ def _stopped(topic: Topic, p: str, at: int, some: list, last) -> tuple[int, obje
         if e.code() == kinds._AUTO_OFFSET_RESET:
             low, _ = topic.consumer.get_watermark_offsets(driver.TopicPartition(topic.name, int(p)), timeout=10)
             raise WorkFailed(f"{where}: {low - at:,} offsets from {at} on are no longer kept.",
-                             "See the topic's retention; ingest again, with from=earliest to accept the loss.", "source")
+                             "See the topic's retention; from=earliest in the URI accepts the loss.", "source")
         if e.code() in (kinds.UNKNOWN_TOPIC_OR_PART, kinds._UNKNOWN_TOPIC, kinds._UNKNOWN_PARTITION):
             raise WorkFailed(f"{where}: the topic was deleted while it was read.", "Make it again, or ingest another.",
                              "source")
@@ -184,8 +190,8 @@ def _stopped(topic: Topic, p: str, at: int, some: list, last) -> tuple[int, obje
     return at, last
 
 # %% ../../nbs/data/05_kafka.ipynb #a634dcd0
-METADATA = {"key": pa.string(), "timestamp": pa.timestamp("us", "UTC"), "headers": pa.string(), "partition": pa.int64(),
-            "offset": pa.int64()}
+METADATA = {"key": pa.string(), "timestamp": pa.timestamp("us", "UTC"), "headers": pa.string(),
+            "partition": pa.int64(), "offset": pa.int64()}
 
 def _metadata(uri: str) -> list[str]:  # what is asked for
     asked = [n for n in _query(uri).get("metadata", "").split(",") if n]
@@ -199,11 +205,13 @@ def _schema(uri: str, shape: pa.Schema,  # of the values
                               f"Leave {both.removeprefix('kafka_')!r} out of metadata=.", "source")
     return pa.schema([*shape, *fields])
 
+# %% ../../nbs/data/05_kafka.ipynb #642f5d15
 def _told(message, name: str):
     "What a message says of itself. Raises `UnicodeDecodeError`."
     if name == "key": return None if message.key() is None else bytes(message.key()).decode()
     if name == "timestamp": return message.timestamp()[1]*1000 if message.timestamp()[0] else None
-    if name == "headers": return json.dumps([[n, v and v.decode()] for n, v in message.headers() or []], ensure_ascii=False)
+    if name == "headers":
+        return json.dumps([[n, v and v.decode()] for n, v in message.headers() or []], ensure_ascii=False)
     return message.partition() if name == "partition" else message.offset()
 
 def _columns(messages: list, names: list[str]) -> tuple[dict[str, list], dict[int, str]]:
@@ -229,6 +237,7 @@ def _first(uri: str, offsets: dict | None) -> pa.Schema:
     with _topic(uri, **{"queued.max.messages.kbytes": 4096}) as topic:
         return _looked(_messages(topic, offsets or _ends(topic), FIRST), form)[0]
 
+# %% ../../nbs/data/05_kafka.ipynb #e41567aa
 def _rows(uri: str, some: list, form: Format, shape: pa.Schema, bad: list | None) -> pa.Table:
     "The rows of messages; `bad` takes the others."
     extra, odd = _columns(some, _metadata(uri))
@@ -316,7 +325,7 @@ def state(uri: str, batches=()) -> dict:
 
 def _another(uri: str, why: str) -> WorkFailed:
     return WorkFailed(f"{veiled(uri)} is another topic of the same name: {why}.",
-                      "Ingest it into another table, or add it to this one from its start by from=earliest in the URI.",
+                      "Ingest it into another table, or from its start into this one by from=earliest in the URI.",
                       "source")
 
 # %% ../../nbs/data/05_kafka.ipynb #d80132fb
@@ -335,8 +344,9 @@ def _onward(
     if lost:
         first, (a, b) = next(iter(lost.items()))
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        said = (f"{veiled(uri)}: {sum(b - a for a, b in lost.values()):,} messages were dropped by the broker and never"
-                f" read, offsets {a} to {b - 1} of partition {first}{more}.")
+        n = sum(high - low for low, high in lost.values())
+        said = (f"{veiled(uri)}: {n:,} messages were dropped by the broker and never read, offsets {a} to {b - 1} of"
+                f" partition {first}{more}.")
         if begin != "earliest": raise WorkFailed(said, "Accept the loss by from=earliest in the URI.", "source")
         logger("kafka").warning(said)
     return {p: [max(low, had.get(p, low)), high] for p, (low, high) in ends.items()}

@@ -9,6 +9,7 @@ __all__ = ['BLOCK', 'fault', 'halves', 'parse', 'infer']
 import re
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import orjson
@@ -28,7 +29,8 @@ def _object(value: bytes | None) -> tuple[bytes | None, str]:
 def _braces(value: bytes | None) -> bool: return value and value[0] == 123 and value[-1] == 125
 
 def _objects(values: list[bytes | None], odd: list[int],  # positions of values to look at
-            ) -> tuple[list[bytes], list[int], dict[int, str]]:  # objects, which value each is; what is wrong with others
+            ) -> tuple[list[bytes], list[int], dict[int, str]]:
+    "The objects, which value each is, and what is wrong with the other values."
     values, bad = list(values), {}
     for i in odd:
         values[i], reason = _object(values[i])
@@ -51,7 +53,8 @@ def _whole(values: list[bytes], shape: pa.Schema | None = None) -> pa.Table:
     return table
 
 # %% ../../nbs/data/05_kafka_json.ipynb #91c0a238
-def fault(value: bytes | None, shape: pa.Schema | None = None,  # None: any
+def fault(value: bytes | None,  # of a message
+          shape: pa.Schema | None = None,  # None: any
          ) -> str:  # empty: it is a row
     "Report what is wrong with a value, as the quarantine has it."
     found, reason = _object(value)
@@ -76,9 +79,10 @@ def _suspect(error: str, values: list[bytes], shape: pa.Schema) -> int | None:
         except orjson.JSONDecodeError: return i
     return None
 
-def halves(values: list[bytes],
-           make: Callable[[list[bytes]], pa.Table],  # of them all; raises ArrowInvalid or another ValueError, or TypeError
-           fault: Callable[[bytes], str],  # what is wrong with one
+# %% ../../nbs/data/05_kafka_json.ipynb #c23d9487
+def halves(values: list,  # of messages
+           make: Callable[[list], pa.Table],  # of them all; raises ValueError, as Arrow does, or TypeError
+           fault: Callable[[Any], str],  # what is wrong with one
            bad: dict[int, str],  # takes what is wrong, by position
            first: int = 0,  # position of the first value
           ) -> list[pa.Table]:
@@ -102,6 +106,7 @@ def _blocks(text: pa.Buffer, shape: pa.Schema) -> tuple[list[pa.RecordBatch], st
     except pa.ArrowInvalid as e: return rows, str(e)
     return rows, ""
 
+# %% ../../nbs/data/05_kafka_json.ipynb #a2636ba1
 def _salvaged(values: list[bytes], shape: pa.Schema) -> tuple[list[pa.Table], dict[int, str]]:
     "The rows of objects of which some are broken, each in one line; position → what is wrong."
     text = pa.py_buffer(b"\n".join(values))
@@ -126,8 +131,8 @@ def _salvaged(values: list[bytes], shape: pa.Schema) -> tuple[list[pa.Table], di
     return parts, bad
 
 # %% ../../nbs/data/05_kafka_json.ipynb #c5ccc07e
-def parse(values: list[bytes | None],
-          shape: pa.Schema,
+def parse(values: list[bytes | None],  # of messages; None: a tombstone
+          shape: pa.Schema,  # of the rows
          ) -> tuple[pa.Table, dict[int, str]]:
     "Return the rows of the values that fit a schema, in their order, and position → what is wrong of the others."
     odd = [i for i, v in enumerate(values) if not v or v[0] != 123 or v[-1] != 125]
@@ -146,7 +151,8 @@ def parse(values: list[bytes | None],
     return rows.combine_chunks(), dict(sorted(bad.items()))
 
 # %% ../../nbs/data/05_kafka_json.ipynb #92865caa
-def infer(values: list[bytes | None]) -> pa.Schema:
+def infer(values: list[bytes | None],  # of the first messages
+         ) -> pa.Schema:
     "Find the schema of messages."
     objects, found = _objects(values, range(len(values)))[0], pa.schema([])
     while objects:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import httpx
 import pyarrow as pa
+from fastcore.basics import patch
 
 from ..core.errors import BadRequest, ScalaiError, Unreachable, one_of
 from ..core.storage import read_bytes, veiled
@@ -38,7 +39,8 @@ def value_format(options: dict[str, str],  # those of `OPTIONS` that a URI gives
                 ) -> Format:
     "Choose the format of a topic. Raises `BadRequest` for options that do not go together."
     kind = one_of(options.get("value", "json"), FORMATS, "value", "source")
-    allowed = {"json": (), "avro": tuple(o for o in OPTIONS if o not in ("value", "message")), "protobuf": ("schema", "message")}[kind]
+    allowed = {"json": (), "avro": ("schema", "registry", "registry_user", "registry_password"),
+               "protobuf": ("schema", "message")}[kind]
     wrong = next((o for o in options if o != "value" and o not in allowed), None)
     if wrong: raise BadRequest(f"{wrong!r} says nothing about values of {kind}.",
                                f"Leave it out, or say value={'protobuf' if wrong == 'message' else 'avro'}.", "source")
@@ -95,38 +97,49 @@ def _avro(options: dict[str, str]) -> Format:
 class Registry:
     "A schema registry."
     def __init__(self, uri: str,  # http://host:port
-                 user: str | None = None, password: str = ""):
+                 user: str | None = None,  # None: it wants no login
+                 password: str = "",  # of the user
+                ):
         if not uri.startswith(("http://", "https://")) or "@" in uri:  # a login would be in every plan
             raise BadRequest(f"{veiled(uri)} is no registry.",
-                             "Say registry=http://host:8081, and registry_user= and registry_password= if it wants them.",
+                             "Say registry=http://host:8081, with registry_user= and registry_password= apart.",
                              "source")
         self.uri, self.login, self.known = uri.rstrip("/"), (user, password) if user else None, {}
 
-    def ask(self, path: str) -> dict | None:  # None: there is none
-        try: answer = httpx.get(self.uri + path, auth=self.login, timeout=10)
-        except httpx.HTTPError as e:
-            raise Unreachable(f"{veiled(self.uri)} does not answer: {str(e)[:200]}",
-                              "Check that the registry runs, and its address.", "source") from e
-        if answer.status_code == 404: return None
-        try: return answer.raise_for_status().json()
-        except (httpx.HTTPStatusError, ValueError) as e:
-            raise BadRequest(f"{veiled(self.uri)}{path}: {answer.status_code} {answer.reason_phrase}, {answer.text[:80]!r}.",
-                             "Check the registry's address, user and password.", "source") from e
+# %% ../../nbs/data/05_kafka_values.ipynb #32f2b1e4
+@patch
+def ask(self: Registry, path: str,  # as `/schemas/ids/1`
+       ) -> dict | None:  # None: there is none
+    "Return what the registry has at a path. Raises `Unreachable` and `BadRequest`."
+    try: answer = httpx.get(self.uri + path, auth=self.login, timeout=10)
+    except httpx.HTTPError as e:
+        raise Unreachable(f"{veiled(self.uri)} does not answer: {str(e)[:200]}",
+                          "Check that the registry runs, and its address.", "source") from e
+    if answer.status_code == 404: return None
+    try: return answer.raise_for_status().json()
+    except (httpx.HTTPStatusError, ValueError) as e:
+        said = f"{answer.status_code} {answer.reason_phrase}, {answer.text[:80]!r}"
+        raise BadRequest(f"{veiled(self.uri)}{path}: {said}.",
+                         "Check the registry's address, user and password.", "source") from e
 
-    def schema(self, number: int):
-        "The schema of a number as fastavro wants it; text: what is wrong."
-        if number not in self.known:
-            found = self.ask(f"/schemas/ids/{number}")
-            if found is None: self.known[number] = f"schema {number} is not in the registry"
-            elif (kind := found.get("schemaType", "AVRO")) != "AVRO": self.known[number] = f"schema {number} is {kind}"
-            else: self.known[number] = _parsed(found["schema"], self.uri, self._named(found, {}))
-        return self.known[number]
+# %% ../../nbs/data/05_kafka_values.ipynb #750c4fa0
+@patch
+def schema(self: Registry, number: int,  # in front of a message
+          ):
+    "The schema of a number as fastavro wants it; text: what is wrong."
+    if number not in self.known:
+        found = self.ask(f"/schemas/ids/{number}")
+        if found is None: self.known[number] = f"schema {number} is not in the registry"
+        elif (kind := found.get("schemaType", "AVRO")) != "AVRO": self.known[number] = f"schema {number} is {kind}"
+        else: self.known[number] = _parsed(found["schema"], self.uri, self._named(found, {}))
+    return self.known[number]
 
-    def _named(self, found: dict, named: dict) -> dict:  # schemas of other subjects that one refers to
-        for r in found.get("references") or ():
-            other = self.ask(f"/subjects/{quote(r['subject'], safe='')}/versions/{r['version']}")
-            if other: self._named(other, named); _parsed(other["schema"], self.uri, named)
-        return named
+@patch
+def _named(self: Registry, found: dict, named: dict) -> dict:  # schemas of other subjects that one refers to
+    for r in found.get("references") or ():
+        other = self.ask(f"/subjects/{quote(r['subject'], safe='')}/versions/{r['version']}")
+        if other: self._named(other, named); _parsed(other["schema"], self.uri, named)
+    return named
 
 # %% ../../nbs/data/05_kafka_values.ipynb #cf150ccb
 def _registered(registry: Registry) -> Format:
@@ -153,8 +166,8 @@ def _registered(registry: Registry) -> Format:
 # %% ../../nbs/data/05_kafka_values.ipynb #02496bba
 _STAMP = "google.protobuf.Timestamp"
 # by the numbers of descriptor.proto, which never change; the rest are integers
-_PLAIN = {1: pa.float64(), 2: pa.float32(), 4: pa.uint64(), 6: pa.uint64(), 8: pa.bool_(), 9: pa.string(), 12: pa.binary(),
-          14: pa.string()}
+_PLAIN = {1: pa.float64(), 2: pa.float32(), 4: pa.uint64(), 6: pa.uint64(), 8: pa.bool_(), 9: pa.string(),
+          12: pa.binary(), 14: pa.string()}
 
 def _types(descriptor, prefix: str = "", above: tuple = ()) -> dict[str, pa.DataType]:
     "The columns that a message becomes."
@@ -179,7 +192,8 @@ def _value(message, f, name: str, types: dict):
     if f.is_repeated: return as_dict(message).get(f.name) or ({} if inner and inner.GetOptions().map_entry else [])
     if inner is None: return value if f.enum_type is None else _enum(f, value)
     if inner.full_name == _STAMP:
-        return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(seconds=value.seconds, microseconds=value.nanos//1000)
+        since = timedelta(seconds=value.seconds, microseconds=value.nanos//1000)
+        return datetime(1970, 1, 1, tzinfo=timezone.utc) + since
     return as_dict(value) if name in types else _fields(value, name + ".", types)
 
 def _enum(f, value: int) -> str:
@@ -189,6 +203,7 @@ def _enum(f, value: int) -> str:
 def _fields(message, prefix: str, types: dict) -> dict:
     return {f.name: _value(message, f, prefix + f.name, types) for f in message.DESCRIPTOR.fields}
 
+# %% ../../nbs/data/05_kafka_values.ipynb #e2bec813
 def _message(value: bytes, kind, types: dict) -> dict | str:
     "A message of Protobuf as a record, or what is wrong with its bytes."
     from google.protobuf.message import DecodeError
@@ -231,11 +246,14 @@ def _protobuf(file: str, name: str | None) -> Format:
     except ScalaiError: raise
     except Exception as e:  # protobuf's own classes differ between its implementations
         raise BadRequest(f"{veiled(file)} is no set of descriptors: {str(e)[:120]}",
-                         "Make it by: protoc --include_imports --descriptor_set_out=FILE.desc FILE.proto", "source") from e
+                         "Make it by: protoc --include_imports --descriptor_set_out=FILE.desc FILE.proto",
+                         "source") from e
     own = [n for n in found if not n.startswith("google.protobuf.")]
     if name is None and len(own) != 1:
-        raise BadRequest(f"{veiled(file)} holds {len(own)} messages.", f"Say which: message={'|'.join(own[:9])}", "source")
-    kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(one_of(name or own[0], own, "message", "source")))
+        raise BadRequest(f"{veiled(file)} holds {len(own)} messages.", f"Say which: message={'|'.join(own[:9])}",
+                         "source")
+    chosen = one_of(name or own[0], own, "message", "source")
+    kind = message_factory.GetMessageClass(pool.FindMessageTypeByName(chosen))
     types = _types(kind.DESCRIPTOR)
     return Format(lambda _: pa.schema([*types.items()]),
                   lambda values, shape: _table(values, partial(_message, kind=kind, types=types),

@@ -38,7 +38,8 @@ def message(r: random.Random, i: int) -> bytes:
 
 def fill(address: str, topic: str, count: int, every: int):
     from confluent_kafka import Producer
-    producer, r = Producer({"bootstrap.servers": address, "compression.type": "lz4", "linger.ms": 50}), random.Random(1)
+    r = random.Random(1)
+    producer = Producer({"bootstrap.servers": address, "compression.type": "lz4", "linger.ms": 50})
     for i in range(count):
         value = message(r, i)
         if every and i % every == every//2: value = value[:-r.randrange(1, 150)]
@@ -83,7 +84,8 @@ def table(broker: Kafka, topic: str, root: Path) -> int:
 WORK = {"confluent-kafka and orjson": client, "scalai, up to Arrow": arrow, "scalai, ingested into a table": table}
 
 
-def measured(count: int, rounds: int) -> dict[tuple, list[tuple]]:  # (work, kind) → (CPU seconds, seconds) of each round
+def measured(count: int, rounds: int) -> dict[tuple, list[tuple]]:
+    "CPU seconds and seconds of each round, by work and kind."
     found = {(w, k): [] for w in WORK for k in KINDS}
     with Kafka() as broker, tempfile.TemporaryDirectory() as folder:
         for i, every in enumerate(KINDS.values()): fill(broker.address, f"topic{i}", count, every)
@@ -117,8 +119,8 @@ def section(count: int, rounds: int, load: float) -> str:
     own, made = [*WORK][1:]
     lines += ["", f"- Up to Arrow: {ratio(found, (own, whole), ([*WORK][0], whole)):.2f} × the client's CPU seconds"
               " (at most 1.3 is the target).",
-              f"- One broken message in 1,000 costs {ratio(found, (own, broken), (own, whole)):.3f} × the CPU seconds up"
-              f" to Arrow, {ratio(found, (made, broken), (made, whole)):.3f} × up to a table (at most 1.1).",
+              f"- One broken message in 1,000 costs {ratio(found, (own, broken), (own, whole)):.2f} × the CPU seconds"
+              f" up to Arrow, {ratio(found, (made, broken), (made, whole)):.2f} × up to a table (at most 1.1).",
               f"- Kafka to a table: {count*60/statistics.median(s for _, s in found[made, whole]):,.0f} rows a minute"
               " (at least 2,000,000).", ""]
     return "\n".join([*lines, stamp(f"python tests/bench/stores.py --rows {count} --rounds {rounds}", load), ""])

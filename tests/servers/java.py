@@ -73,8 +73,8 @@ class Jvm:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def certificate(name: str, authority: tuple | None = None) -> tuple:  # (certificate, key); of an authority: itself signed
-    "A certificate for 127.0.0.1, or of an authority."
+def certificate(name: str, authority: tuple | None = None) -> tuple:  # the certificate and its key
+    "A certificate for 127.0.0.1 that an authority signed, or of an authority, which signs itself."
     import datetime as dt
     import ipaddress
 
