@@ -23,6 +23,7 @@ from .verb import Answer, app, option, verb
 from ..core.errors import BadRequest
 from ..core.jsonable import printable
 from ..core.progress import working
+from ..core.storage import veiled
 
 # %% ../../nbs/cli/04_data.ipynb #97eb29eb
 def check_source(uri: str) -> None:
@@ -173,7 +174,7 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
     "Bring a source (- for standard input) into a table, bad rows into quarantine, exactly once."
     if follow: return follow_source(uri, table, contract, key, period, fold, read, metrics_port)
     check_source(uri)
-    with working(f"Bringing {uri} into {table}", "No row comes in twice: run it again to go on.", "ingest"):
+    with working(f"Bringing {veiled(uri)} into {table}", "No row comes in twice: run it again to go on.", "ingest"):
         from scalai_nb.data.contract import Contract
         from scalai_nb.data.ingest import ingest
         from scalai_nb.data.standard_input import on_disk

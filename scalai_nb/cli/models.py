@@ -314,24 +314,29 @@ def score(
     label: Annotated[str | None, option("Column that holds what became true, if known.")] = None,
     key: Annotated[list[str] | None, option("Column that identifies a row. Default: the table's key.")] = None,
     period: Annotated[str | None, option("The window these rows belong to.")] = None,
+    sink: Annotated[
+        str | None, option("Also write them by key into a table: cassandra://host/keyspace/table.", "--to")
+    ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", help="Score a Kafka topic into another, given as TABLE, until Ctrl-C.")
     ] = False,
     metrics_port: Annotated[int | None, option(METRICS, min=0, max=65535)] = None,
 ) -> Answer:
     "Apply a model to a table or a source, and keep the scores with their windows."
-    if follow: return _score_topic(model, uri, table, key or (), metrics_port)
+    if follow: return _score_topic(model, uri, table, key or (), metrics_port, sink)
     from scalai_nb.training.model_ref import model_ref
     if not model.endswith(".onnx"): model = str(model_ref(model))
     check_source(uri)
     from scalai_nb.serving.score import score
     given = {k: v for k, v in {"table": table, "label": label, "key": key}.items() if v}
     if len(given) < 3: given = _scored_like(model, uri) | given
-    doc = score(model, uri, period=period, **given)
+    doc = score(model, uri, period=period, sink=sink, **given)
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
-def _score_topic(model: str, uri: str, table: str | None, key: list[str], metrics_port: int | None) -> Answer:
+def _score_topic(model: str, uri: str, table: str | None, key: list[str], metrics_port: int | None,
+                 sink: str | None) -> Answer:
+    if sink: raise BadRequest("--follow writes to a topic, and --to to a table.", "Leave out one of them.")
     if table is None:
         raise BadRequest("--follow needs a topic for the scores.",
                          f"Say: scalai score {model} {uri} kafka://HOST:PORT/TOPIC --follow")

@@ -239,7 +239,7 @@ def _counted(plan: Plan, uri: str, settings: Settings, stamps: dict[str, str],
 def _parts_of(
     file: dict, name: str, settings: Settings, near: bool
 ) -> list[dict]:  # options of a reader, for each piece of a file of the plan
-    if source.server(file["path"]): return [file.get("options", {})]
+    if source.server(file["path"]): return file.get("pieces") or [file.get("options", {})]
     if source.as_table(file["path"], settings) is not None: return [{}]
     parts = source.pieces(name, settings.data.rows_per_part)[0]
     if suffix(file["path"]) not in (".parquet", ".pq"): return parts

@@ -101,7 +101,8 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
           keep: tuple[str, ...] = (),  # further columns to keep
           where: list | None = None,  # only these rows of a table: [("month", "==", 6)]
           settings: Settings | None = None,
-         ) -> dict:  # table, version, rows, model, model_version, period, seconds, already
+          sink: str | None = None,  # also write the scores there, by their key: `cassandra://…/keyspace/table`
+         ) -> dict:  # table, version, rows, model, model_version, period, seconds, already; with a sink, sent
     "Score rows and leave the scores and their windows."
     start, settings = time.perf_counter(), settings or Settings.load()
     if period is not None and not isinstance(period, str):
@@ -113,6 +114,9 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
     if taken := [c for c in kept if c in OWN]:
         raise BadRequest(f"A scores table has a column {taken[0]!r} of its own, so the rows' cannot be kept in it.",
                          f"Rename it in the contract, clean: {{rename: {{{taken[0]}: {taken[0]}_given}}}}.", "table")
+    if sink:
+        from scalai_nb.data.cassandra_sink import check_target
+        check_target(sink, [*kept, *OWN])
     by = period if period and _names_column(period, source, settings) else None
     wanted = list(dict.fromkeys([*scorer.columns, *kept, *([label] if label else []), *([by] if by else [])]))
     parts, rows = rows_in(source, wanted, where, settings, _learnt_from(model, source, settings))
@@ -130,8 +134,15 @@ def score(model: str | Path,  # registry name (its champion), name@version, or a
                                  "Check the source and its filter.", "empty")
             if by: batch, there = batch_name(base, table, out.column("period").unique().to_pylist(), settings)
             done = earlier(table, batch, settings) if there else keep_scores(out, table, batch, bool(period), settings)
+    sent = {"sent": _send(table, batch, sink, settings)} if sink else {}
     return {"table": table, "version": done.version, "rows": done.rows_good, "model": name, "model_version": number,
-            "period": period, "seconds": round(time.perf_counter() - start, 3), "already": bool(done.already)}
+            "period": period, "seconds": round(time.perf_counter() - start, 3), "already": bool(done.already), **sent}
+
+# %% ../../nbs/serving/00_score.ipynb #2e81c8df
+def _send(table: str, batch: str, sink: str, settings: Settings) -> int:  # rows
+    from scalai_nb.data.cassandra_sink import write_rows
+    from scalai_nb.data.table import Table
+    return write_rows(Table(table, settings).batches(filter=[("batch", "==", batch)]), sink, partly=True)
 
 # %% ../../nbs/serving/00_score.ipynb #a5ab98f6
 def _sha(path) -> str: return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -222,3 +222,80 @@ class Hdfs(Jvm):
         "Call `hdfs dfsadmin`, and return what it says."
         return subprocess.run([*self.hadoop("hdfs.tools.DFSAdmin"), *words], check=True, capture_output=True,
                               cwd=self.folder, text=True).stdout
+
+
+# What Cassandra reaches into, of Java's own modules
+EXPORTS = [
+    "java.base/java.lang.ref", "java.base/jdk.internal.misc", "java.base/sun.nio.ch",
+    "java.management.rmi/com.sun.jmx.remote.internal.rmi", "java.rmi/sun.rmi.registry", "java.rmi/sun.rmi.server",
+    "java.sql/java.sql", "jdk.attach/sun.tools.attach", "jdk.compiler/com.sun.tools.javac.file",
+    "jdk.unsupported/sun.misc",
+]
+OPENS = [
+    "java.base/java.io", "java.base/java.lang", "java.base/java.lang.module", "java.base/java.lang.reflect",
+    "java.base/java.nio", "java.base/java.util", "java.base/java.util.concurrent",
+    "java.base/java.util.concurrent.atomic", "java.base/jdk.internal.loader", "java.base/jdk.internal.math",
+    "java.base/jdk.internal.module", "java.base/jdk.internal.ref", "java.base/jdk.internal.reflect",
+    "java.base/jdk.internal.util.jar", "java.base/sun.nio.ch",
+    "jdk.management/com.sun.management.internal",
+]
+
+
+class Cassandra(Jvm):
+    "Cassandra 5: one node, which asks for a password; `cassandra` with the password `cassandra` may do all."
+    profile = "cassandra"
+
+    def __init__(self, **more):  # of cassandra.yaml
+        self.port, self.storage, self.more = free_port(), free_port(), more
+        super().__init__()
+
+    @property
+    def address(self) -> str: return f"127.0.0.1:{self.port}"
+
+    def prepare(self):
+        seeds = [{"class_name": "org.apache.cassandra.locator.SimpleSeedProvider",
+                  "parameters": [{"seeds": f"127.0.0.1:{self.storage}"}]}]
+        said = {
+            "cluster_name": "one", "num_tokens": 4, "partitioner": "org.apache.cassandra.dht.Murmur3Partitioner",
+            "data_file_directories": [str(self.folder/"data")],
+            "commitlog_sync": "batch", "seed_provider": seeds,  # what is acknowledged survives a SIGKILL
+            "listen_address": "127.0.0.1", "storage_port": self.storage, "rpc_address": "127.0.0.1",
+            "native_transport_port": self.port, "endpoint_snitch": "SimpleSnitch",
+            "authenticator": "PasswordAuthenticator", "authorizer": "CassandraAuthorizer",
+            "role_manager": "CassandraRoleManager",
+        } | {f"{name}_directory": str(self.folder/name)
+             for name in ("commitlog", "saved_caches", "hints", "cdc_raw")} | self.more
+        (self.folder/"cassandra.yaml").write_text(json.dumps(said))  # which is YAML too
+        (self.folder/"logback.xml").write_text(
+            '<configuration><appender name="out" class="ch.qos.logback.core.ConsoleAppender"><encoder><pattern>%d'
+            ' %-5level %logger{20} %msg%n</pattern></encoder></appender><root level="INFO"><appender-ref ref="out"/>'
+            "</root></configuration>"
+        )
+
+    def start(self):
+        if "cassandra" in self.processes: return
+        modules = [w for flag, names in (("--add-exports", EXPORTS), ("--add-opens", OPENS)) for n in names
+                   for w in (flag, f"{n}=ALL-UNNAMED")]
+        said = {"cassandra.config": f"file://{self.folder}/cassandra.yaml", "cassandra.storagedir": self.folder,
+                "logback.configurationFile": f"file://{self.folder}/logback.xml", "cassandra-foreground": "yes",
+                "cassandra.skip_wait_for_gossip_to_settle": 0, "cassandra.ring_delay_ms": 0,
+                "cassandra.superuser_setup_delay_ms": 0}
+        self.run("cassandra", self.port, self.java(
+            "-Xms512m", "-Xmx1g", *modules, f"-javaagent:{next(self.jars.glob('jamm-*.jar'))}",
+            *(f"-D{k}={v}" for k, v in said.items()), "org.apache.cassandra.service.CassandraDaemon"))
+
+    def session(self, user: str = "cassandra", password: str = "cassandra"):  # noqa: S107
+        "A session of the driver; `session.cluster.shutdown()` ends it."
+        from cassandra.auth import PlainTextAuthProvider
+        from cassandra.cluster import EXEC_PROFILE_DEFAULT, Cluster, ExecutionProfile, NoHostAvailable
+        from cassandra.policies import RoundRobinPolicy
+        profile = ExecutionProfile(load_balancing_policy=RoundRobinPolicy(), request_timeout=60)
+        until = time.monotonic() + 60
+        while True:  # the first role is made a moment after it listens
+            cluster = Cluster(["127.0.0.1"], self.port, auth_provider=PlainTextAuthProvider(user, password),
+                              protocol_version=4, execution_profiles={EXEC_PROFILE_DEFAULT: profile})
+            try: return cluster.connect()
+            except NoHostAvailable:
+                cluster.shutdown()
+                if time.monotonic() > until: raise
+                time.sleep(.5)
