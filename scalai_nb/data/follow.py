@@ -45,7 +45,7 @@ class Followed:
     waiting: str = ""  # why the source gives nothing now; empty: it does
     version: int | None = None  # of the table
     at: float | None = None  # when the last batch was committed, in seconds since 1970
-    recent: deque = field(default_factory=deque)  # (time, rows) of the last minute
+    recent: deque = field(default_factory=deque, repr=False)  # (time, rows) of the last minute
 
 # %% ../../nbs/data/15_follow.ipynb #5524b39e
 @patch
