@@ -22,7 +22,7 @@ from ..core import events
 from ..core.errors import BadRequest
 from ..core.progress import reading, share_read
 from ..core.settings import Settings
-from ..core.storage import filesystem, veiled
+from ..core.storage import filesystem
 from . import columnar, source, text_files
 from .batch import batch_facts, batch_state
 from .clean import clean, tidy, trimmed

@@ -8,7 +8,6 @@ __all__ = ['answers', 'StreamScores', 'ScoreStream']
 # %% ../../nbs/serving/34_score_stream.ipynb #7ae83c73
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
