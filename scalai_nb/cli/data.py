@@ -149,7 +149,7 @@ def preview_text(preview: Any) -> str:  # data.preview.Preview
     )
 
 # %% ../../nbs/cli/04_data.ipynb #bd403b76
-FOLLOW = "Go on with what is added to a topic or a folder, until Ctrl-C."
+FOLLOW = "Go on with what is added to a topic, folder or table, until Ctrl-C."
 METRICS = "With --follow: answer Prometheus there; 0: any free one."
 GRACE = 3.  # seconds that a batch may still take after a stop
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LOGGED', 'store', 'check_name', 'newest', 'commit_info', 'committed', 'written_by', 'commits', 'changes',
-           'replacements', 'column_names', 'transactions']
+           'added_files', 'replacements', 'column_names', 'transactions']
 
 # %% ../../nbs/core/07_delta_log.ipynb #c7eb5349
 import json
@@ -110,6 +110,16 @@ def changes(name: str,
         elif any(a[kind].get("dataChange", True) for a in actions for kind in ("add", "remove") if kind in a):
             found.append((version, _time(actions)))
     return found
+
+# %% ../../nbs/core/07_delta_log.ipynb #a11d8acf
+def added_files(name: str,
+                version: int,
+                settings: Settings | None = None,
+               ) -> tuple[set[str], bool]:  # paths as the log writes them; whether nothing else happened to the rows
+    "The files with new rows of a version. False also where the log does not know the version any more."
+    actions = _actions(name, version, settings) or [{"remove": {}}]
+    new = {a["add"]["path"] for a in actions if "add" in a and a["add"].get("dataChange", True)}
+    return new, not any("remove" in a and a["remove"].get("dataChange", True) for a in actions)
 
 # %% ../../nbs/core/07_delta_log.ipynb #80aa2fc5
 def replacements(name: str,

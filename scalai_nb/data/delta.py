@@ -391,6 +391,7 @@ def _stats(rows: pa.Table, ranged: str | None = None) -> dict:
 def rows_of(table,  # deltalake.DeltaTable
             ranged: str | None = None,  # a column of text by whose range, where the log has one, files are skipped too
             spans: list[tuple[str, str]] | None = None,  # of that column: files that have none of them are left out
+            files: set[str] | None = None,  # only these, as the log writes their paths
            ):  # pyarrow.dataset.Dataset
     """A snapshot's rows. Files are skipped by partition, row groups by Parquet's own statistics; not by the log's
     (deltalake turns a statistic that is missing there into a comparison with null)."""
@@ -402,18 +403,19 @@ def rows_of(table,  # deltalake.DeltaTable
     if odd:
         raise BadRequest(f"The Delta table at {table.table_uri} uses {', '.join(odd)}.",
                          "Rewrite it without: nothing here reads that.", "table")
-    files, keys = pa.table(table.get_add_actions(flatten=True)), table.metadata().partition_columns
+    adds, keys = pa.table(table.get_add_actions(flatten=True)), table.metadata().partition_columns
     schema, (system, root) = pa.schema(table.schema().to_arrow()), _system(table.table_uri)
-    held = _ranges(files, ranged)
+    held = _ranges(adds, ranged)
     def test(i):
-        value = {k: files[f"partition.{k}"][i] for k in keys}
+        value = {k: adds[f"partition.{k}"][i] for k in keys}
         tests = [pc.field(k) == v.cast(schema.field(k).type) if v.is_valid else pc.field(k).is_null()
                  for k, v in value.items()]
         if held[i]: tests.append((pc.field(ranged) >= held[i][0]) & (pc.field(ranged) <= held[i][1]))
         return reduce(and_, tests) if tests else None
     wanted = lambda i: spans is None or held[i] is None or any(a <= held[i][1] and held[i][0] <= b for a, b in spans)
     pieces = [format.make_fragment(f"{root}/{unquote(path)}", system, test(i))
-              for i, path in enumerate(files["path"].to_pylist()) if wanted(i)]
+              for i, path in enumerate(adds["path"].to_pylist())
+              if wanted(i) and (files is None or path in files)]
     return ds.FileSystemDataset(pieces, schema, format, system)
 
 # %% ../../nbs/data/06_delta.ipynb #1913f673

@@ -27,6 +27,7 @@ from .ingest import Ingested, ingest
 from .read_options import ReadOptions
 from .readers import PATIENCE
 from .table import Table
+from .table_changes import SCHEME, changes_uri
 
 # %% ../../nbs/data/15_follow.ipynb #dcfbfe94
 WINDOW = 60  # seconds over which rows a second are counted
@@ -88,7 +89,7 @@ def _show(did: Followed) -> None:
 # %% ../../nbs/data/15_follow.ipynb #2012e36a
 class Follow:
     "Bring what is new in a source into a table, again and again."
-    def __init__(self, uri: str,  # of a topic, or a file pattern, folder or prefix to which files are added
+    def __init__(self, uri: str,  # of a topic, a table, or a file pattern, folder or prefix to which files are added
                  table: str,  # its name
                  contract: Contract | None = None,  # this and the next three are as for `ingest`
                  key: str | list[str] | None = None,  # columns that name a row
@@ -113,9 +114,12 @@ class Follow:
 def _kind(self: Follow) -> bool:  # whether the source has offsets
     there = source.server(self.uri)
     if there is not None and there.follows: return True
-    if there is None and source.as_table(self.uri, self.settings) is None: return False
+    table = None if there is not None else source.as_table(self.uri, self.settings)
+    if table is not None and table[1] is None: self.uri = changes_uri(table[0]); return True
+    if there is None and table is None: return False
     raise BadRequest(f"{veiled(self.uri)} cannot be followed: its rows have no order in which they come.",
-                     "Follow a topic, or a folder or prefix of files; ingest others on a schedule.", "source")
+                     "Follow a topic, a table, or a folder or prefix of files; ingest others on a schedule.",
+                     "source")
 
 # %% ../../nbs/data/15_follow.ipynb #9cb52f47
 @patch
@@ -216,7 +220,7 @@ def _join(self: Follow) -> None:
 def text(self: Follow) -> str:
     "Say in one line how far it is."
     d = self.did
-    what = "messages" if self.topic else "files"
+    what = "files" if not self.topic else "versions" if self.uri.startswith(SCHEME) else "messages"
     parts = [f"{d.rows_good:,} rows", f"{d.rate(time.time()):,.0f}/s", f"{d.lag:,} {what} behind",
              *([f"{d.rows_refused:,} in quarantine"] if d.rows_refused else []),
              *([f"{len(d.failed)} files could not be read"] if d.failed else []),
