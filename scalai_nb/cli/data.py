@@ -167,7 +167,7 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
            read: Any = None,  # data.read_options.ReadOptions
           ) -> Answer:
     "Bring a source (- for standard input) into a table, bad rows into quarantine, exactly once."
-    if follow: return follow_source(uri, table, contract, key, period, fold, read, metrics_port)
+    if follow: return follow_source(uri, table, contract, key, period, fold, read, metrics_port, strict)
     check_source(uri)
     with working(f"Bringing {veiled(uri)} into {table}", "No row comes in twice: run it again to go on.", "ingest"):
         from scalai_nb.data.contract import Contract
@@ -187,8 +187,12 @@ def follow_source(uri: str, table: str,  # as `scalai ingest` takes them
                   period: str | None,  # a column, or a name
                   fold: list[str] | None,  # columns
                   read: Any,  # data.read_options.ReadOptions
-                  metrics_port: int | None) -> Answer:
+                  metrics_port: int | None,
+                  strict: bool,  # which a follower does not know
+                 ) -> Answer:
     "Follow a source until it is stopped."
+    if strict: raise BadRequest("--strict and --follow are not possible together.",
+                                "Watch scalai_follow_rows_total{to=\"quarantine\"}, or set limits in the contract.")
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.follow import Follow
     rules = Contract.load(contract) if contract else None

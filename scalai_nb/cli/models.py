@@ -323,7 +323,8 @@ def score(
     metrics_port: Annotated[int | None, option(METRICS, min=0, max=65535)] = None,
 ) -> Answer:
     "Apply a model to a table or a source, and keep the scores with their windows."
-    if follow: return _score_topic(model, uri, table, key or (), metrics_port, sink)
+    if follow: return _score_topic(model, uri, table, key or (), metrics_port,
+                                   {"--to": sink, "--label": label, "--period": period})
     from scalai_nb.training.model_ref import model_ref
     if not model.endswith(".onnx"): model = str(model_ref(model))
     check_source(uri)
@@ -335,11 +336,13 @@ def score(
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
 def _score_topic(model: str, uri: str, table: str | None, key: list[str], metrics_port: int | None,
-                 sink: str | None) -> Answer:
-    if sink: raise BadRequest("--follow writes to a topic, and --to to a table.", "Leave out one of them.")
+                 others: dict[str, str | None]) -> Answer:
+    if given := [n for n, value in others.items() if value]:
+        raise BadRequest(f"{given[0]} and --follow are not possible together.", "Leave out one of them.")
+    from scalai_nb.core.storage import veiled
     if table is None:
         raise BadRequest("--follow needs a topic for the scores.",
-                         f"Say: scalai score {model} {uri} kafka://HOST:PORT/TOPIC --follow")
+                         f"Say: scalai score {model} {veiled(uri)} kafka://HOST:PORT/TOPIC --follow")
     from scalai_nb.serving.score_stream import ScoreStream
     made = ScoreStream(model, uri, table, tuple(key))
     follow_until_stopped(made.run, made.text, metrics_port)

@@ -60,11 +60,15 @@ def group_bytes(
 # %% ../../nbs/data/03_columnar.ipynb #16c8a28d
 class _Window:
     "Some bytes of a file, at their place in it; what lies elsewhere is asked for."
-    def __init__(self, data: bytes, start: int, others=None):  # others(start, end): bytes
+    def __init__(self, data: bytes, start: int,
+                 others=None,  # others(start, end): bytes
+                 size: int | None = None,  # of the file; None: it ends where the bytes do
+                ):
         self.data, self.start, self.at, self.closed, self.others = memoryview(data), start, 0, False, others
+        self.size = start + len(data) if size is None else size
 
     def seek(self, to: int, whence: int = 0):
-        self.at = to if whence == 0 else self.at + to if whence == 1 else self.start + len(self.data) + to
+        self.at = to if whence == 0 else self.at + to if whence == 1 else self.size + to
 
     def tell(self) -> int: return self.at
     def read(self, n: int = -1) -> memoryview:
@@ -100,9 +104,11 @@ def _fetched(uri: str, meta, groups: list[int], columns: list[str] | None):
     start = min(begins, default=0)
     end = max((b + c.total_compressed_size for b, c in zip(begins, wanted)), default=0)
     with connect(uri) as (fs, path):
-        ask = lambda a, b: fs.cat_file(path, start=a, end=b)
+        def ask(a, b):
+            with connect(uri): return fs.cat_file(path, start=a, end=b)
         whole = end - start <= 2*sum(c.total_compressed_size for c in wanted)  # else mostly other columns
-        return pa.PythonFile(_Window(ask(start, end) if whole and end > start else b"", start, ask), "r")
+        here = ask(start, end) if whole and end > start else b""
+        return pa.PythonFile(_Window(here, start, ask, fs.size(path)), "r")
 
 def _of_store(uri: str, meta, text, groups: list[int], columns, rows: int, threads: bool) -> Iterator[pa.RecordBatch]:
     "Read row groups, so many rows of them at a time."

@@ -121,7 +121,8 @@ def commit(path: str,  # of the Delta table; made by its first batch
            partition: list[str] = (),
            replace: dict[str, list[str]] | None = None,  # remove the files of these partition values; {}: all files
            marks: Iterable[str] = (),  # further transaction names that get this version
-           numbers: dict[str, int] | None = None,  # further transaction names with numbers of their own
+           # further names with numbers of their own, from and to: raises `Overtaken` where the log is beyond the first
+           numbers: dict[str, tuple[int, int]] | None = None,
            facts: dict | None = None,  # kept in the commit
            outcome: int | None = None,  # of the batch: one that is there with another outcome is replaced,
            prefix: str = "",  # the files that begin with this
@@ -147,7 +148,8 @@ def commit(path: str,  # of the Delta table; made by its first batch
         if any(transaction_version(table, name) != number for name, number in (guard or {}).items()): raise Overtaken
         if closable and transaction_version(table, f"files:{prefix}") == CLOSED: raise Overtaken
         _not_too_old(path, table, began)
-        names = {batch: None, **dict.fromkeys(marks), **(numbers or {})}
+        if any((transaction_version(table, n) or 0) > a for n, (a, _) in (numbers or {}).items()): raise Overtaken
+        names = {batch: None, **dict.fromkeys(marks), **{n: to for n, (_, to) in (numbers or {}).items()}}
         if outcome is not None: names[f"outcome:{batch}"] = outcome
         if attempt: names[f"attempt:{batch}"] = int(attempt, 16)
         if closable: names[f"files:{prefix}"] = CLOSED + 1

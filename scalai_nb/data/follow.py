@@ -103,8 +103,10 @@ class Follow:
                 ):
         self.uri, self.settings = str(uri), settings or Settings.load()
         self.how = dict(contract=contract, key=key, period=period, fold=fold, settings=self.settings, read=read)
-        self.limit, self.settle, self.together = limit, settle, together
-        self.did, self.stamps, self.first = Followed(veiled(self.uri), table), {}, True
+        self.limit, self.reach, self.settle, self.together = limit, limit, settle, together
+        self.did, self.first = Followed(veiled(self.uri), table), True
+        self.stamps: dict[str, tuple] = {}  # file → what it was when it was looked at
+        self.brought: set[str] = set()  # files whose rows are in the table
         self.joining: threading.Thread | None = None
         self.away: float | None = None  # since when the source gives nothing, in seconds since 1970
         self.topic = self._kind()
@@ -145,16 +147,19 @@ def step(self: Follow) -> Ingested | None:  # None: nothing is new
 
 @patch
 def _topic(self: Follow) -> Ingested | None:
-    try: done = ingest(self.uri, self.did.table, limit=self.limit, **self.how)
+    try: done = ingest(self.uri, self.did.table, limit=self.reach, **self.how)
     except BadRequest as e:
         if e.kind != "empty": raise
-        return None  # nothing was produced yet, or another host has brought it
-    self.did.lag = done.left
+        self.did.lag, self.reach = 0, min(4*self.reach, 1 << 40)  # offsets need not have messages
+        return None
+    self.did.lag, self.reach = done.left, self.limit
     return None if done.already else done
 
 # %% ../../nbs/data/15_follow.ipynb #7762c601
-def _stamp(fs, path: str) -> tuple:
-    info = fs.info(path)
+def _stamp(file: str) -> tuple | None:  # None: it is gone
+    fs, path = filesystem(file)
+    try: info = fs.info(path)
+    except FileNotFoundError: return None
     return info.get("size"), *(str(info[k]) for k in CHANGING if k in info)
 
 CHANGING = ("mtime", "ino", "ETag", "etag", "updated", "last_modified", "LastModified")  # what stores say of a file
@@ -171,12 +176,9 @@ def _new(self: Follow) -> list[str]:  # files in the order of their names
         raise
     new = []
     for f in found:
-        fs, path = filesystem(f)
-        try: stamp = _stamp(fs, path)
-        except FileNotFoundError: continue
-        if self.stamps.get(f) == stamp: continue
-        young = not is_url(f) and time.time() - fs.info(path)["mtime"] < self.settle
-        if not young: new.append(f)
+        if (stamp := _stamp(f)) is None or self.stamps.get(f) == stamp: continue
+        if not is_url(f) and time.time() - float(stamp[1]) < self.settle: continue  # it may still grow
+        new.append(f)
     return new
 
 # %% ../../nbs/data/15_follow.ipynb #47dda2f1
@@ -184,18 +186,21 @@ def _new(self: Follow) -> list[str]:  # files in the order of their names
 def _file(self: Follow) -> Ingested | None:
     "Bring the first of the new files that can be read."
     new = self._new()
-    for n, f in enumerate(new):
-        self.did.lag = len(new) - n - 1
-        fs, path = filesystem(f)
-        stamp = _stamp(fs, path)
-        try: done = ingest(f, self.did.table, **self.how)
-        except BadRequest as e:
-            if _stamp(fs, path) != stamp: continue  # it grew: next time
-            self.stamps[f] = stamp
-            self.did.failed[veiled(f)] = e.message
-            logger("follow").warning("a file cannot be read", file=veiled(f), why=e.message, hint=e.hint)
-            continue
+    self.did.lag = len(new)
+    for f in new:
+        self.did.lag -= 1
+        stamp, said = _stamp(f), ""
+        if f in self.brought: said = "it was changed after its rows came in"
+        else:
+            try: done = ingest(f, self.did.table, **self.how)
+            except BadRequest as e: said = e.message
+        if said and _stamp(f) != stamp: continue  # it grew, or is gone: next time
         self.stamps[f] = stamp
+        if said:
+            self.did.failed[veiled(f)] = said
+            logger("follow").warning("a file is left out", file=veiled(f), why=said)
+            continue
+        self.brought.add(f)
         self.did.failed.pop(veiled(f), None)
         if not done.already: return done
     return None
@@ -204,10 +209,11 @@ def _file(self: Follow) -> Ingested | None:
 def join(table: str,  # its name
          settings: Settings) -> None:
     "Join a table's small files, and add up the profiles of its batches."
-    from deltalake.exceptions import DeltaError
-    try: Table(table, settings).compact()
-    except DeltaError as e: logger("follow").info("others write, next time", table=table, why=str(e).splitlines()[0])
-    rollup.add_up(table, settings)
+    try:
+        Table(table, settings).compact()
+        rollup.add_up(table, settings)
+    except Exception as e:  # the store's, or another writer was quicker: the table is as it was
+        logger("follow").warning("files are joined next time", table=table, why=str(e).splitlines()[0])
 
 @patch
 def _join(self: Follow) -> None:
@@ -242,5 +248,5 @@ def run(self: Follow,
             report(self)
             if done is None or not self.did.lag: stop.wait(max(0., began + pause - time.monotonic()))
     finally:
-        if self.joining: self.joining.join(3)
+        if self.joining: self.joining.join(1)  # what it has not committed is none of the table's
     return self.did

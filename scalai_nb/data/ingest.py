@@ -10,6 +10,7 @@ __all__ = ['WIDEST', 'PARQUET', 'completed', 'cleaned', 'raw_rows', 'prepare_par
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,15 +24,28 @@ from ..core.errors import BadRequest
 from ..core.progress import reading, share_read
 from ..core.settings import Settings
 from ..core.storage import filesystem
+
+# %% ../../nbs/data/14_ingest.ipynb #95fe3549
 from . import columnar, source, text_files
 from .batch import batch_facts, batch_state
 from .clean import clean, tidy, trimmed
 from .contract import Contract, as_contract
+from .delta import Overtaken
 from .frame import frame_rows
-from .ingest_plan import Plan, file_content, forget_plans, keep_plan, plan, rules_hash, with_password
+from scalai_nb.data.ingest_plan import (
+    Plan,
+    drop_plan,
+    file_content,
+    forget_plans,
+    keep_plan,
+    offsets_left,
+    plan,
+    rules_hash,
+    with_password,
+)
 from .line_accounts import check_lines, how_read, is_text_file, line_counts, text_layout
 from .look_memory import look_once
-from .offsets import offset_names
+from .offsets import offset_steps
 from .partition import SLICE, Part, Pieces
 from .read_options import ReadOptions
 from .readers import Source, lookup, suffix
@@ -309,7 +323,10 @@ def whole_contract(contract: Contract, batch: Plan, uri: str, have: pa.Schema | 
     if have is not None and "widen" not in contract.evolve: typed |= set(have.names)
     read = read or ReadOptions()
     read = read.model_copy(update={"na": (*read.na, *contract.nulls)})
-    full = completed(contract, cleaned(raw_schema(batch, uri, typed, settings, read), contract), have)
+    raw = raw_schema(batch, uri, typed, settings, read)
+    if have is not None and all(n.startswith("kafka_") for n in raw.names):  # no message can be read
+        raw = pa.schema([f for f in have if f.name != "fold"])
+    full = completed(contract, cleaned(raw, contract), have)
     file = with_password(batch.files[0]["path"], uri)
     if source.server(uri) is not None or not is_text_file(file): return full
     at = text_files.layout(file, read)
@@ -347,27 +364,45 @@ def ingest(
     batch = _unlike(plan(uri, table, given, period, settings, read, limit), uri, target)
     have = target.schema if target.exists else None
     if batch_state(target, batch.batch)[1]: return _before(batch, settings)
+    if offsets_left(batch) == 0: return _nothing(batch, target)
     full = whole_contract(given, batch, uri, have, settings, read, remarks := [])
     _agrees(full, given, have, table)
     rows = _rows(batch, uri, settings, client, stamps, read, accounts := Accounts())
-    try:
-        with reading(sum(f["bytes"] for f in batch.files), in_pieces=isinstance(rows, Pieces)):
-            done = _written(rows, batch, full, given, key, period, fold, settings)
-    except BadRequest: _unchanged(stamps); raise  # a file that went away is no file that cannot be read
-    if done.already and _unlike(batch, uri, target) != batch:  # another writer was quicker, with other rows
-        return ingest(uri, table, given, key, period, fold, settings, client, read)
+    size = sum(f["bytes"] for f in batch.files)
+    with reading(size, in_pieces=isinstance(rows, Pieces)), _undone(batch, stamps, settings):
+        done = _written(rows, batch, full, given, key, period, fold, settings)
+    if done is None or done.already and _unlike(batch, uri, target) != batch:  # others were quicker, with other rows
+        return ingest(uri, table, given, key, period, fold, settings, client, read, limit)
     forget_plans(batch, settings)
     return _told(done, batch, accounts, uri, read, [*remarks, *misfit_remarks(full, given, done.refused)])
 
 # %% ../../nbs/data/14_ingest.ipynb #76c10120
+def _nothing(batch: Plan, target: TableReader) -> Ingested:  # a topic without a message that is new
+    if not target.exists: raise BadRequest(f"{batch.uri} holds no rows.", "Check what is sent there.", "empty")
+    return Ingested(batch.table, target.delta().version(), 0, 0, 0, {}, 0., True, batch=batch.batch)
+
 def _before(batch: Plan, settings: Settings) -> Ingested:  # what a batch did that is there
     return _told(write(iter(()), batch.table, batch=batch.batch, settings=settings), batch)
 
-def _written(rows, batch: Plan, full: Contract, given: Contract, key, period, fold, settings: Settings) -> Written:
+def _written(rows, batch: Plan, full: Contract, given: Contract, key, period, fold, settings: Settings,
+            ) -> Written | None:  # None: another writer has brought some of the offsets
     prepare = partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given))
-    ends = {n: to for f in batch.files for n, to in offset_names(f.get("options", {})).items()}
-    return write(rows, batch.table, full, key, period, batch.batch, fold=fold, settings=settings, source=_named(batch),
-                 prepare=prepare, numbers=ends)
+    steps = {n: x for f in batch.files for n, x in offset_steps(f.get("options", {})).items()}
+    try:
+        return write(rows, batch.table, full, key, period, batch.batch, fold=fold, settings=settings,
+                     source=_named(batch), prepare=prepare, numbers=steps)
+    except Overtaken:
+        drop_plan(batch, settings)
+        return None
+
+@contextmanager
+def _undone(batch: Plan, stamps: dict[str, str], settings: Settings) -> Iterator[None]:
+    "Keep no plan of a topic's batch that came to nothing; a file that went away is no file that cannot be read."
+    try: yield
+    except BadRequest:
+        if offsets_left(batch): drop_plan(batch, settings)
+        _unchanged(stamps)
+        raise
 
 # %% ../../nbs/data/14_ingest.ipynb #f50aa388
 def _ingest_frame(frame, table: str, given: Contract, key, period, fold, settings: Settings) -> Ingested:

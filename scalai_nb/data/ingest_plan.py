@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['footer_hash', 'file_content', 'content_hash', 'Plan', 'plan', 'rules_hash', 'with_password', 'keep_plan',
-           'forget_plans', 'unfinished']
+           'forget_plans', 'drop_plan', 'offsets_left', 'unfinished']
 
 # %% ../../nbs/data/14_ingest_plan.ipynb #75aa38ec
 import hashlib
@@ -26,7 +26,7 @@ from . import columnar, delta, source
 from .batch import batch_state
 from .contract import Contract
 from .line_accounts import unusual_options
-from .offsets import limited, offset_names, offsets_in, waiting
+from .offsets import limited, offset_names, offset_steps, offsets_in, waiting
 from .read_options import ReadOptions
 from .readers import connect, suffix
 from .table_reader import TableReader
@@ -116,9 +116,11 @@ def plan(
 def _ending(made: Plan, limit: int | None, settings: Settings) -> Plan:
     "The plan of a topic's batch with its end, which is fixed once it was kept."
     kept, there = _place(made, settings), made.files
-    if kept.exists(): made = replace(made, files=_known(kept, settings).files)
-    elif limit: made = replace(made, files=[f | {"options": limited(f["options"], limit)} for f in there])
     count = lambda files: sum(waiting(f["options"]) for f in files)
+    before = _known(kept, settings).files if kept.exists() else []
+    if count(before): new = [f["options"] for f in before]  # how it is read, this URI says
+    else: new = [limited(f["options"], limit) if limit else f["options"] for f in there]
+    made = replace(made, files=[f | {"options": o} for f, o in zip(there, new)])
     return replace(made, left=count(there) - count(made.files))
 
 def rules_hash(contract: Contract) -> str:  # SHA-256, in hex
@@ -143,8 +145,8 @@ def _before(table: str, settings: Settings) -> Iterator[dict]:
     for p in _plans(settings):
         if p.table != table: continue
         for options in (f["options"] for f in p.files if "options" in f):
-            if (last := offset_names(options)) and any(ends.get(n) != to for n, to in last.items()): continue
-            if last or batch_state(target, p.batch)[1]: yield options
+            if any(ends.get(n) != to for n, to in offset_names(options).items()): continue
+            if batch_state(target, p.batch)[1]: yield options
     yield from read
 
 def with_password(path: str,  # of a plan
@@ -166,14 +168,21 @@ def keep_plan(plan: Plan,  # of a batch that this process holds
 def forget_plans(batch: Plan,  # that is in its table
                  settings: Settings) -> None:
     "Remove the plans of a topic whose offsets are all before a batch's: they are in the table."
-    begins = {n: a for f in batch.files for n, a in _begins(f.get("options", {})).items()}
+    begins = {n: a for f in batch.files for n, (a, _) in offset_steps(f.get("options", {})).items()}
     for p in _plans(settings) if begins else ():
         ends = {n: to for f in p.files for n, to in offset_names(f.get("options", {})).items()}
         if p.table == batch.table and ends and all(to <= begins.get(n, -1) for n, to in ends.items()):
             _place(p, settings).unlink(missing_ok=True)
 
-def _begins(options: dict) -> dict[str, int]:  # as `offset_names`, of where a batch begins
-    return offset_names(options | {"offsets": {p: [a, a] for p, (a, _) in options.get("offsets", {}).items()}})
+def drop_plan(batch: Plan,  # that came to nothing
+              settings: Settings) -> None:
+    "Remove the plan of a batch, so that the next one may end elsewhere."
+    _place(batch, settings).unlink(missing_ok=True)
+
+def offsets_left(batch: Plan) -> int | None:  # None: the source has none
+    "Count the offsets that a batch takes."
+    found = [f["options"] for f in batch.files if "offsets" in f.get("options", ())]
+    return sum(map(waiting, found)) if found else None
 
 def unfinished(settings: Settings | None = None) -> list[Plan]:  # ingest their `uri` again to finish them
     "Plans whose batch no table holds: of ingests that were killed or refused."

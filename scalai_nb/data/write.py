@@ -207,7 +207,7 @@ def write(
     prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
     # transaction names of the table: `delta.Overtaken` where one has another number than this
     guard: dict[str, int | None] | None = None,
-    numbers: dict[str, int] | None = None,  # further transaction names that the commit adds, each with its number
+    numbers: dict[str, tuple[int, int]] | None = None,  # further names of the commit, as `delta.commit` says
 ) -> Written:
     "Make the next version of a table, and the profiles of its parts, in one pass."
     start, settings, batch = perf_counter(), settings or Settings.load(), batch or uuid.uuid4().hex

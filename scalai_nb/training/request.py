@@ -124,8 +124,8 @@ def _check_objects(request: FitRequest) -> None:
         raise BadRequest(f"client={request.client!r} is not a Dask client.", "Give a distributed.Client, or None.")
     if isinstance(request.resume, (str, Path)) and not request.path.is_dir():
         raise BadRequest(f"There is no run in {request.path}.", "Give a run, or the folder of one.")
-    left = [request.path/name for name in ("initial.safetensors", "checkpoints")]  # by a training that was stopped
-    if isinstance(request.resume, (str, Path)) and not any(map(Path.exists, left)):
+    began = lambda: any((request.path/name).exists() for name in ("initial.safetensors", "checkpoints"))
+    if isinstance(request.resume, (str, Path)) and not began():
         raise BadRequest(f"{request.path} is no folder of a training.", "Give a run, or the folder of one.")
 
 # %% ../../nbs/training/34_request.ipynb #6a7a80cc
