@@ -2034,6 +2034,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'scalai_nb.data.ingest._unchanged': ('data/ingest.html#_unchanged', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._undone': ('data/ingest.html#_undone', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._unlike': ('data/ingest.html#_unlike', 'scalai_nb/data/ingest.py'),
+                                       'scalai_nb.data.ingest._without_values': ( 'data/ingest.html#_without_values',
+                                                                                  'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest._written': ('data/ingest.html#_written', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest.cleaned': ('data/ingest.html#cleaned', 'scalai_nb/data/ingest.py'),
                                        'scalai_nb.data.ingest.completed': ('data/ingest.html#completed', 'scalai_nb/data/ingest.py'),

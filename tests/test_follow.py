@@ -135,9 +135,9 @@ def test_a_stop_a_metric_and_few_files(broker, tmp_path):
         made.flush(60)
         assert until(lambda: number(tmp_path) == 1_980)
         where = next(m[0] for line in lines if (m := re.search(r"http://\S+/metrics", line)))
-        found = httpx.get(where).text
-        assert 'scalai_follow_rows_total{table="trips",to="quarantine"} 20.0' in found, found
-        assert 'scalai_follow_lag{table="trips"} 0.0' in found
+        shown = ['scalai_follow_rows_total{table="trips",to="quarantine"} 20.0',
+                 'scalai_follow_lag{table="trips"} 0.0']
+        assert until(lambda: all(line in httpx.get(where).text for line in shown))
     finally: stop(process)
 
 
@@ -166,3 +166,61 @@ def windows(settings: Settings) -> set[str]:
     from scalai_nb.core.delta_log import store
     from scalai_nb.data import delta
     return delta.current_files(store(settings, "windows"))
+
+
+@pytest.mark.slow
+def test_another_host_and_a_new_partition_bring_nothing_twice(broker, tmp_path):
+    "Two workspaces fill one table; each looks when nothing is new, too."
+    from confluent_kafka.admin import AdminClient, NewPartitions
+    from scalai_nb.data import ingest as room
+    from scalai_nb.data.follow import Follow
+    uri, hosts = topic(broker, "shared", 1), []
+    admin = AdminClient({"bootstrap.servers": broker.address, "log_level": 0})
+    def send(numbers, partition=0):
+        made = producer(broker)  # a new one knows all partitions
+        for i in numbers: made.produce("shared", message(i), partition=partition)
+        assert made.flush(60) == 0
+    for name in ("a", "b"):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/"settings.ini").write_text(f"[workspace]\nhome = .scalai\n[data]\nstorage = {tmp_path}/store\n")
+        hosts.append(Follow(uri, "trips", settings=Settings.load(tmp_path/name/"settings.ini")))
+    a, b = hosts
+    send(range(5))
+    assert a.step().rows_good == 5 and b.step() is None and a.step() is None
+    send(range(5, 9))
+    assert b.step().rows_good == 4 and a.step() is None and b.step() is None
+    send(range(9, 12))
+    written, late = room.write, []
+    def slow(*args, **kw):  # between the plan of a and its commit b is quicker, with a partition more
+        if not late:
+            late.append(admin.create_partitions([NewPartitions("shared", 2)])["shared"].result(30))
+            assert until(lambda: len(admin.list_topics("shared", timeout=10).topics["shared"].partitions) == 2)
+            send(range(12, 15), 1)
+            assert b.step().rows_good == 6
+        return written(*args, **kw)
+    room.write = slow
+    try: assert a.step() is None
+    finally: room.write = written
+    table = Table("trips", b.settings)
+    assert sorted(i for t in table.batches(columns=["id"]) for i in t["id"].to_pylist()) == list(range(15))
+
+
+@pytest.mark.slow
+def test_offsets_without_messages_and_batches_of_broken_ones_stop_nothing(broker, tmp_path):
+    from confluent_kafka import Producer
+    from scalai_nb.data.follow import Follow
+    uri, made, settings = topic(broker, "gaps", 1), producer(broker), Settings(root=tmp_path)
+    follow = Follow(uri, "trips", key="id", limit=10, settings=settings)
+    for i in range(5): made.produce("gaps", message(i))
+    assert made.flush(60) == 0 and follow.step().rows_good == 5
+    aborted = Producer({"bootstrap.servers": broker.address, "transactional.id": "gaps", "log_level": 0})
+    aborted.init_transactions(30)
+    aborted.begin_transaction()
+    for i in range(100, 160): aborted.produce("gaps", message(i))
+    aborted.flush(30)
+    aborted.abort_transaction(30)
+    for _ in range(12): made.produce("gaps", b"{broken")
+    for i in range(5, 9): made.produce("gaps", message(i))
+    assert made.flush(60) == 0
+    assert until(lambda: follow.step() is None and follow.did.rows_good == 9)
+    assert (follow.did.rows_refused, follow.did.lag) == (12, 0) and ids(tmp_path) == list(range(9))

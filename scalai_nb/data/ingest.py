@@ -124,9 +124,12 @@ def raw_rows(piece: tuple[str, dict],  # a file or a part of a server's rows, an
 # %% ../../nbs/data/14_ingest.ipynb #706dca94
 def prepare_part(item: tuple[pa.Table, list], but: set[str] = frozenset(),
              exact: set[str] = frozenset(),  # columns where a number with leading zeros is refused
+             shape: pa.Schema | None = None,  # the contract's columns, for a part that has none
             ) -> tuple[pa.Table, pa.Table, Verdict]:
     "A raw part, tidied, with its broken lines at the end as refused rows."
     raw, broken = item
+    for f in shape if shape is not None and _without_values(raw.column_names) else ():
+        if f.name not in raw.column_names: raw = raw.append_column(f, pa.nulls(raw.num_rows, f.type))
     if broken:
         text = pa.table(
             {
@@ -143,6 +146,9 @@ def prepare_part(item: tuple[pa.Table, list], but: set[str] = frozenset(),
     for n in sorted(exact & {*raw.column_names}):
         if is_text(raw[n].type): verdict.fault(f"{n}: leading zeros", leading_zeros(raw[n]))
     return raw, tidy(raw.drop_columns([c for c in ("_line", "_text") if c in raw.column_names]), but), verdict
+
+def _without_values(names: list[str]) -> bool:  # of messages of which none can be read: only what is said of them
+    return all(n.startswith("kafka_") for n in names)
 
 # %% ../../nbs/data/14_ingest.ipynb #ccbabe6e
 @dataclass
@@ -324,7 +330,7 @@ def whole_contract(contract: Contract, batch: Plan, uri: str, have: pa.Schema | 
     read = read or ReadOptions()
     read = read.model_copy(update={"na": (*read.na, *contract.nulls)})
     raw = raw_schema(batch, uri, typed, settings, read)
-    if have is not None and all(n.startswith("kafka_") for n in raw.names):  # no message can be read
+    if have is not None and _without_values(raw.names):
         raw = pa.schema([f for f in have if f.name != "fold"])
     full = completed(contract, cleaned(raw, contract), have)
     file = with_password(batch.files[0]["path"], uri)
@@ -386,7 +392,8 @@ def _before(batch: Plan, settings: Settings) -> Ingested:  # what a batch did th
 
 def _written(rows, batch: Plan, full: Contract, given: Contract, key, period, fold, settings: Settings,
             ) -> Written | None:  # None: another writer has brought some of the offsets
-    prepare = partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given))
+    shape = pa.schema([(n, full.arrow(n) or pa.string()) for n in full.columns])
+    prepare = partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given), shape=shape)
     steps = {n: x for f in batch.files for n, x in offset_steps(f.get("options", {})).items()}
     try:
         return write(rows, batch.table, full, key, period, batch.batch, fold=fold, settings=settings,
