@@ -172,6 +172,7 @@ def windows(settings: Settings) -> set[str]:
 def test_another_host_and_a_new_partition_bring_nothing_twice(broker, tmp_path):
     "Two workspaces fill one table; each looks when nothing is new, too."
     from confluent_kafka.admin import AdminClient, NewPartitions
+
     from scalai_nb.data import ingest as room
     from scalai_nb.data.follow import Follow
     uri, hosts = topic(broker, "shared", 1), []
@@ -208,6 +209,7 @@ def test_another_host_and_a_new_partition_bring_nothing_twice(broker, tmp_path):
 @pytest.mark.slow
 def test_offsets_without_messages_and_batches_of_broken_ones_stop_nothing(broker, tmp_path):
     from confluent_kafka import Producer
+
     from scalai_nb.data.follow import Follow
     uri, made, settings = topic(broker, "gaps", 1), producer(broker), Settings(root=tmp_path)
     follow = Follow(uri, "trips", key="id", limit=10, settings=settings)
