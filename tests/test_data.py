@@ -107,7 +107,7 @@ def strays() -> set:
 # all files written; all but the table; everything
 FEW = [("add_file", "after", 2), ("record", "after", 1), ("commit", "after", 3)]
 MORE = [("add_file", "before", 1), ("add_file", "after", 1), ("commit", "before", 1), ("commit", "after", 1),
-        ("record", "before", 1), ("commit", "before", 3), ("_sync", "before", 2), ("_keep", "after", 1)]
+        ("record", "before", 1), ("commit", "before", 3), ("_sync", "before", 2), ("keep_plan", "after", 1)]
 
 
 @pytest.mark.parametrize("point, when, nth", FEW + [pytest.param(*p, marks=pytest.mark.slow) for p in MORE])

@@ -247,11 +247,11 @@ def keep_scores(out, table: str, batch: str, by_period: bool, settings: Settings
 
 # %% ../../nbs/serving/00_score.ipynb #a6d553e8
 def _new_columns(out, scores):  # data.contract.Contract, or None
-    "The columns that a table of scores does not have yet, and its label, which rows may come without."
+    "The columns that a table of scores does not have yet, and those of its own that these rows come without."
     from scalai_nb.data.contract import Contract
     from scalai_nb.data.rules import Rule
     from scalai_nb.data.types import declared_type
     if not scores.exists: return None
     new = [f for f in out.schema if f.name not in scores.schema.names]
-    new += [f for f in scores.schema if f.name == "label" and f.name not in out.column_names]
+    new += [f for f in scores.schema if f.name not in out.column_names]
     return Contract({f.name: Rule(declared_type(f.type)) for f in new}) if new else None
