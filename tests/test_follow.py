@@ -105,8 +105,9 @@ def test_a_topic_is_followed_through_kills_of_follower_and_broker(broker, tmp_pa
     process = follower(tmp_path, uri)
     try:
         for n, rng in enumerate(rounds.seeds(4, soak=20)):
+            if n % 4 == 3: assert until(lambda: number(tmp_path) >= sent, 120)  # it has met the broker
             for i in range(sent, sent + 500): made.produce("killed", message(i), partition=i % 2)
-            made.poll(0)
+            made.flush(60)
             sent += 500
             time.sleep(rng.uniform(.2, 3))
             if n % 4 == 3:

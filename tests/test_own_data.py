@@ -104,7 +104,7 @@ def test_a_training_that_is_stopped_says_from_where_it_goes_on(tmp_path):
     process = subprocess.Popen(train, cwd=work, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                start_new_session=True)
     end = time.monotonic() + 120
-    while not list(work.glob(".scalai/fits/*/checkpoints/*")) and time.monotonic() < end: time.sleep(.02)
+    while not list(work.glob(".scalai/fits/*/checkpoints/step-*")) and time.monotonic() < end: time.sleep(.02)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1].splitlines()
     assert (process.returncode, said[-2]) == (130, "scalai: Cancelled."), said

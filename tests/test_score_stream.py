@@ -48,8 +48,9 @@ def test_each_message_has_one_answer_through_kills(own, broker, rounds):  # noqa
     client, sent, processes = producer(broker), 0, [scorer(own, source, sink)]
     try:
         for n, rng in enumerate(rounds.seeds(4, soak=10)):
+            if n % 4 == 3: assert until(lambda: len(committed(broker, "answers")) >= sent, 180)  # they have met it
             for i, message in rows(range(sent, sent + 400)): client.produce("customers", message, partition=i % 4)
-            client.poll(0)
+            client.flush(60)
             sent += 400
             time.sleep(rng.uniform(.5, 3))
             if n % 4 == 3:
