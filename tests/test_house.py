@@ -81,6 +81,10 @@ def test_dependencies_are_those_that_are_imported():
         "cudf": "gpu",
         "cupy": "gpu",
         "PIL": "pictures",
+        "confluent_kafka": "kafka",
+        "fastavro": "kafka",
+        "google": "kafka",
+        "hdfs_native": "hdfs",
     }
     rename = {"pyyaml": "yaml", "scikit-learn": "sklearn", "ruamel.yaml": "ruamel", "ipython": "IPython"}
     declared = {
