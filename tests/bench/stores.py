@@ -126,9 +126,9 @@ def section(count: int, rounds: int, load: float) -> str:
     return "\n".join([*lines, stamp(f"python tests/bench/stores.py --rows {count} --rounds {rounds}", load), ""])
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rows", type=int, default=600_000)
+def main(described: str, section, rows: int):  # section(rows, rounds, load): a section of RESULTS.md
+    p = argparse.ArgumentParser(description=described.split("\n")[0])
+    p.add_argument("--rows", type=int, default=rows)
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
     a = p.parse_args()
@@ -137,4 +137,4 @@ def main():
     if not a.dry: keep(text.splitlines()[0], text)
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(__doc__, section, 600_000)

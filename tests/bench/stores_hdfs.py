@@ -7,7 +7,6 @@ on S3 (moto). The client is hdfs-native or s3fs with PyArrow, and for a table de
 `Table.arrow`. By turns in one process; CPU seconds are of this process without the servers'. The section goes to
 tests/bench/RESULTS.md."""
 
-import argparse
 import os
 import statistics
 import sys
@@ -21,7 +20,8 @@ import pyarrow.parquet as pq
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-from bench import keep, stamp  # noqa: E402
+from bench import stamp  # noqa: E402
+from stores import main  # noqa: E402
 
 
 def rows_of(count: int) -> pa.Table:
@@ -105,15 +105,4 @@ def section(count: int, rounds: int, load: float) -> str:
     return "\n".join([*lines, stamp(f"python tests/bench/stores_hdfs.py --rows {count} --rounds {rounds}", load), ""])
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    p.add_argument("--rows", type=int, default=1_000_000)
-    p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--dry", action="store_true", help="print the section, leave RESULTS.md as it is")
-    a = p.parse_args()
-    text = section(a.rows, a.rounds, os.getloadavg()[0])
-    print(text)
-    if not a.dry: keep(text.splitlines()[0], text)
-
-
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(__doc__, section, 1_000_000)
