@@ -16,7 +16,8 @@ from typing import Annotated, NamedTuple
 import typer
 
 from .. import __version__
-from . import apps, contract, data, jobs, models, monitor, schedule, serve, workspace  # noqa: F401
+from . import apps, contract, data, jobs, models, monitor, operations, schedule, serve  # noqa: F401
+from . import workspace  # noqa: F401
 from .verb import app, call, option
 from ..core.lean_arrow import without_pandas
 

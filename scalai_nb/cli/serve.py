@@ -83,7 +83,7 @@ def _front(addresses: str, models: list[str], host: str | None, port: int | None
                          "Serve the model by each replica, and name only their addresses here.", "usage")
     from scalai_nb.serving.replicas import serve_replicas
     shown = lambda url, found: emit(json_text({"url": url, "replicas": [r.address for r in found]}) if json_
-                                    else f"Balancing over {', '.join(r.address for r in found)} at {url};"
+                                    else f"Balancing over {', '.join(r.address for r in found) or addresses} at {url};"
                                          " Ctrl-C ends it in order.")
     serve_replicas(addresses, host, port, announce=shown)
     return Answer(None)
@@ -98,7 +98,8 @@ def serve(
     host: Annotated[str | None, option("Address to listen on; 0.0.0.0: every network.")] = None,
     workers: Annotated[str | None, option("Processes, or auto: one a core.")] = None,
     part: Annotated[str, option("prep: answer features; model: take features; without: the whole model.")] = "",
-    replicas: Annotated[str, option("Balance over these services instead of models.", metavar="HOST:PORT,…")] = "",
+    replicas: Annotated[str, option("Balance over these services instead of models; @FILE has their list.",
+                                 metavar="HOST:PORT,…")] = "",
     new_token: Annotated[str, option("Make a token for a client, and end.", "--new-token", metavar="NAME")] = "",
     *,
     json_: bool = False,  # print one document when all workers answer

@@ -192,6 +192,8 @@ class DeploySection(Section):
     rows_in_flight: int = Field(500, ge=1)  # of one replica, above which another is started
     tracking: bool = True  # run MLflow's server
     tracking_port: int = Field(5000, ge=0, le=65535)  # 0: any free one
+    # of the scheduler's metrics; those of followers come after it; 0: any free ones
+    metrics_port: int = Field(9180, ge=0, le=65000)
     tracking_store: str = ""  # SQLAlchemy URL of its database, as postgresql://…; empty: SQLite in `home`
     image: str = "scalai-nb"  # name of the images before their role, as registry.example/team/scalai-nb
     tag: str = ""  # of the images; empty: the package's version

@@ -88,7 +88,6 @@ def _known(names: str, have: list[str], key: str, folder: str) -> list[str]:
 
 # %% ../../nbs/deploy/00_services.ipynb #d0bce8f2
 GRACE = 30  # seconds in which most services end
-_SCHEDULER, _INGEST = 9100, 9110  # ports of their metrics
 
 def _tracking(settings: Settings, address: Callable) -> Service:
     store = settings.deploy.tracking_store or f"sqlite:///{settings.path('mlflow.db')}"
@@ -122,9 +121,10 @@ def services(settings: Settings | None = None,
     settings = settings or Settings.load()
     own = settings.deploy.tracking and not settings.tracking.uri
     found = [_tracking(settings, address)] if own else []
-    found += [_ingest(t, _INGEST + i, settings) for i, t in enumerate(followed_tables(settings))]
+    metrics = settings.deploy.metrics_port
+    found += [_ingest(t, metrics and metrics + i, settings) for i, t in enumerate(followed_tables(settings), 1)]
     found.append(Service("scheduler", "scheduler", ("scalai", "scheduler", "--metrics-host", "{host}",
-                                                    "--metrics-port", "{port}"), _SCHEDULER, "/metrics",
+                                                    "--metrics-port", "{port}"), metrics, "/metrics",
                          settings.jobs.timeout + 60, cpus=settings.jobs.slots, memory=2048*settings.jobs.slots,
                          secrets=secrets_of("scheduler", settings)))
     if models := served_models(settings): found.append(_serve(models, settings))

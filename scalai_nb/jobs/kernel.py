@@ -18,6 +18,7 @@ from jupyter_client import AsyncKernelClient, AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.provisioning import LocalProvisioner
 
+from ..core.process import processes_with
 from .identity import identity, is_alive
 from .result import QUEUE_LENGTH
 
@@ -79,15 +80,7 @@ def find_strays(run: str | None) -> dict[int, str | None]:
     """Processes that were started by a run's notebook and let go of, in sessions of their own:
 
     they carry its name in their environment."""
-    import psutil
-    found = {}
-    for p in psutil.process_iter() if run else ():
-        try:
-            if p.pid != os.getpid() and p.uids().real == os.getuid() and p.environ().get("SCALAI_RUN") == run:
-                found[p.pid] = identity(p.pid)
-        except (psutil.Error, OSError):
-            continue  # it ended while we looked, or is not ours to look at
-    return found
+    return {p.pid: identity(p.pid) for p in processes_with("SCALAI_RUN", run.__eq__)} if run else {}
 
 def kill_family(pid: int | None,  # of the kernel; None: it never started
                 family: dict[int, str | None],  # pid of each descendant to its identity
