@@ -1,9 +1,24 @@
 "All services of a workspace on one machine: `scalai up`, and when it starts and stops replicas."
+import json
+import os
 import random
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
 
+import httpx
+import psutil
+import pytest
+from conftest import SCALAI, nobody_left, scalai, until
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from test_serve import GOOD, LOAD, made  # noqa: F401
 
 from scalai_nb.deploy.scaling import DOWN, TOLERANCE, UP, Scaler, desired_replicas
 
@@ -60,3 +75,134 @@ def test_replicas_come_after_two_seconds_and_go_after_sixty(most, step, high):
     if high > UP + step:
         assert above[0] == 10 + UP and found[before + during][1] == most
         assert above[-1] + step == 10 + high + DOWN and found[-1][1] == 1
+
+
+PORTS = "[serve]\nport = 0\n[apps]\nport = 0\n[deploy]\ntracking_port = 0\nmetrics_port = 0\n"
+
+
+@contextmanager
+def running(folder: Path, *words: str, command: tuple = (SCALAI,)):
+    "`scalai up` in a workspace, once all are healthy or wait: its document and its process. Nothing may be left of it."
+    with open(folder.parent/"log", "w+") as log:
+        process = subprocess.Popen([*command, "up", *words, "--json"], cwd=folder, stdout=subprocess.PIPE, stderr=log,
+                                   text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        try:
+            line = process.stdout.readline()
+            assert line, Path(log.name).read_text()
+            yield json.loads(line), process
+        finally:
+            process.send_signal(signal.SIGTERM) if process.poll() is None else None
+            try: process.wait(120)
+            except subprocess.TimeoutExpired: process.kill()
+    nobody_left(folder)
+
+
+def status(folder: Path) -> dict: return scalai("up", "--status", "--json", cwd=folder).doc
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    "A workspace in a folder of its own, whose services take any free ports."
+    (tmp_path/"workspace").mkdir()
+    (tmp_path/"workspace"/"settings.ini").write_text(PORTS)
+    return tmp_path/"workspace"
+
+
+def test_a_service_comes_back_a_second_up_is_refused_and_all_end(small):
+    with running(small, "scheduler") as (document, process):
+        assert document["healthy"] and [s["role"] for s in document["services"]] == ["scheduler"]
+        one = document["services"][0]
+        assert "scalai_" in httpx.get(f"{one['url']}/metrics").text
+        second = scalai("up", cwd=small)
+        assert second.code == 2 and "runs for this workspace already" in second.err
+        assert len(second.err.splitlines()) == 2, second.err
+        os.kill(one["pid"], signal.SIGKILL)
+        back = until(lambda: next((s for s in status(small)["services"] if s["restarts"] and s["state"] == "healthy"), None))
+        assert back["pid"] != one["pid"] and status(small)["running"]
+        assert stat.S_IMODE((small/".scalai"/"up.json").stat().st_mode) == 0o600
+    assert process.returncode == 0
+    assert scalai("up", "--status", cwd=small).code == 1
+
+
+def test_nothing_is_left_when_up_is_killed(small):
+    with running(small, "scheduler") as (document, process):
+        process.kill()
+        process.wait()
+        nobody_left(small)
+        with running(small, "scheduler") as (again, _): assert again["healthy"]
+
+
+def test_a_port_in_use_is_two_lines_that_name_the_service(small):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = scalai("up", "dash", cwd=small, SCALAI_APPS__PORT=str(port))
+    assert done.code == 2 and len(done.err.splitlines()) == 2, done.err
+    assert f"dash cannot start: port {port} on 127.0.0.1 is in use." in done.err and "[apps] port" in done.err
+
+
+def test_a_service_that_cannot_begin_waits_and_says_so_once(small):
+    "A model that has no champion yet."
+    for path, text in {"tables/customers.toml": "", "models/churn.toml": 'table = "customers"\ntarget = "churn"\n'}.items():
+        (small/path).parent.mkdir()
+        (small/path).write_text(text)
+    with running(small, "serve", "--scale", "serve=1") as (document, _):
+        one = document["services"][0]
+        assert not document["healthy"] and one["state"] == "waiting" and "churn" in one["reason"], document
+        assert until(lambda: status(small)["services"][0]["restarts"])
+    log = (small.parent/"log").read_text()
+    assert log.count(one["reason"].splitlines()[0]) == 1, log
+
+
+@pytest.mark.slow
+def test_all_services_of_a_workspace_answer_and_end(made, tmp_path):  # noqa: F811
+    "Also after the dashboards and a worker's parent are killed."
+    folder = shutil.copytree(made, tmp_path/"workspace")
+    (folder/"settings.ini").write_text(PORTS)
+    with running(folder) as (document, process):
+        assert document["healthy"], document
+        known = {s["role"]: s for s in document["services"]}
+        assert list(known) == ["tracking", "scheduler", "serve", "dash"]
+        ask = lambda: httpx.post(f"{known['serve']['url']}/models/churn/predict", json={"rows": [GOOD]}, timeout=60)
+        assert ask().status_code == 200
+        assert httpx.get(known["dash"]["url"], follow_redirects=True, timeout=60).status_code == 200
+        assert httpx.get(f"{known['tracking']['url']}/version", timeout=60).status_code == 200
+        os.kill(known["dash"]["pid"], signal.SIGKILL)
+        os.kill(known["serve"]["replicas"][0]["pid"], signal.SIGKILL)
+        parts = lambda: [p for s in status(folder)["services"] for p in (s, *s.get("replicas", ()))]
+        assert until(lambda: sum(p["restarts"] == 1 and p["state"] == "healthy" for p in parts()) == 2, 120)
+        assert ask().status_code == 200
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert len(started) > 8
+    assert process.returncode == 0 and not any(p.is_running() for p in started)
+
+
+QUICK = ("from functools import partial; from scalai_nb.deploy import up; up.Scaler = partial(up.Scaler, down=3.);"
+         " from scalai_nb.cli.main import main; main()")
+
+
+@pytest.mark.slow
+def test_replicas_follow_the_load_and_no_request_fails(made, tmp_path):  # noqa: F811
+    "One, three while the load is high, one after it; a client asks all the time. Down after three seconds here."
+    folder = shutil.copytree(made, tmp_path/"workspace")
+    (folder/"settings.ini").write_text(PORTS + "rows_in_flight = 2\nserve_max = 3\n")
+    (tmp_path/"row.json").write_text(json.dumps({"rows": [GOOD]}))
+    with running(folder, "serve", command=(sys.executable, "-c", QUICK)) as (document, _):
+        url = document["services"][0]["url"]
+        def load(connections: int):
+            return subprocess.Popen([*LOAD, f"{url}/models/churn/predict", str(tmp_path/"row.json"), str(connections),
+                                     "86400"], stdout=subprocess.PIPE, text=True)
+        replicas = lambda: httpx.get(f"{url}/healthz", timeout=60).json()["replicas"]
+        clients = [load(1), load(12)]
+        try:
+            assert until(lambda: sum(r["up"] and r["answered"] > 20 for r in replicas()) == 3, 120)
+            clients[1].terminate()
+            assert until(lambda: len(replicas()) == 1, 120)
+            assert until(lambda: len(status(folder)["services"][0]["replicas"]) == 1)
+        finally:
+            for client in clients: client.terminate()
+            found = [json.loads(client.communicate()[0])["counts"] for client in clients]
+    assert [set(counts) for counts in found] == [{"200"}]*2, found
+    log = (tmp_path/"log").read_text()
+    assert "1 → 3 replicas" in log and "3 → 1 replicas" in log, log

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['up']
 
-# %% ../../nbs/cli/12_operations.ipynb #e6ddbc52
+# %% ../../nbs/cli/12_operations.ipynb #1a8a17f7
 from typing import Annotated
 
 import typer
@@ -13,7 +13,7 @@ import typer
 from .verb import Answer, app, emit, json_text, option, verb
 from ..core.errors import BadRequest
 
-# %% ../../nbs/cli/12_operations.ipynb #0a2a99ed
+# %% ../../nbs/cli/12_operations.ipynb #8492ddf0
 def _status() -> Answer:
     "Report what `scalai up` of this workspace last wrote."
     from scalai_nb.deploy.up import up_status

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGEST', 'COLOURS', 'LogLines', 'Output']
 
-# %% ../../nbs/deploy/02_log_lines.ipynb #dc8dd7fa
+# %% ../../nbs/deploy/02_log_lines.ipynb #5c102a59
 import sys
 from collections import deque
 from contextlib import suppress
@@ -14,7 +14,7 @@ from typing import IO
 
 from fastcore.basics import patch
 
-# %% ../../nbs/deploy/02_log_lines.ipynb #42998f5e
+# %% ../../nbs/deploy/02_log_lines.ipynb #25579200
 LONGEST = 65_536  # bytes of a line; a longer one is printed in pieces
 COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)  # SGR codes (ECMA-48)
 
@@ -38,7 +38,7 @@ def print(self: LogLines,
         stream.write(f"{prefix} {line}\n")
         stream.flush()
 
-# %% ../../nbs/deploy/02_log_lines.ipynb #31fcd163
+# %% ../../nbs/deploy/02_log_lines.ipynb #9a48ec9d
 @dataclass
 class Output:
     "Makes lines of what a process writes, and keeps the last ones."
@@ -69,7 +69,7 @@ def speak(self: Output) -> None:
     for text in self.last if self.quiet else (): self.lines.print(self.name, text)
     self.quiet = False
 
-# %% ../../nbs/deploy/02_log_lines.ipynb #4e17365d
+# %% ../../nbs/deploy/02_log_lines.ipynb #e4d6a7f1
 @patch
 def reason(self: Output) -> str:  # one or two lines
     "Return why the process ended, as far as it wrote so."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'UP', 'DOWN', 'desired_replicas', 'Scaler']
 
-# %% ../../nbs/deploy/02_scaling.ipynb #7e704ecc
+# %% ../../nbs/deploy/02_scaling.ipynb #efde38b7
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from time import monotonic
 
 from fastcore.basics import patch
 
-# %% ../../nbs/deploy/02_scaling.ipynb #7eec131f
+# %% ../../nbs/deploy/02_scaling.ipynb #10433fcd
 TOLERANCE = .1  # of the ratio; Kubernetes' default, --horizontal-pod-autoscaler-tolerance
 
 def desired_replicas(current: int,  # replicas, from 1
@@ -33,7 +33,7 @@ def desired_replicas(current: int,  # replicas, from 1
     else: wanted = maximum if ratio == math.inf else math.ceil(round(current*ratio, 9))
     return min(max(wanted, minimum), maximum)
 
-# %% ../../nbs/deploy/02_scaling.ipynb #b85ac574
+# %% ../../nbs/deploy/02_scaling.ipynb #0a1a0bd0
 UP, DOWN = 2., 60.  # seconds that a load has to last
 
 @dataclass
@@ -53,7 +53,7 @@ def _agreed(self: Scaler, seconds: float, now: float, choose: Callable, current:
     if not any(when <= now - seconds for when, _ in self.looks): return current
     return choose(wanted for when, wanted in self.looks if when >= now - seconds)
 
-# %% ../../nbs/deploy/02_scaling.ipynb #bd1d1a17
+# %% ../../nbs/deploy/02_scaling.ipynb #414544b8
 @patch
 def __call__(self: Scaler,
              current: int,  # replicas, those that start among them

@@ -94,10 +94,12 @@ def _tracking(settings: Settings, address: Callable) -> Service:
     port = settings.deploy.tracking_port
     words = ["mlflow", "server", "--host", "{host}", "--port", "{port}", "--workers", "1", "--allowed-hosts",
              f"localhost:*,127.0.0.1:*,{address('tracking', port)}", "--artifacts-destination",
-             settings.path("artifacts").as_uri()]
+             settings.path("artifacts").as_uri(), "--uvicorn-opts", "--no-access-log"]
     hidden = bool(passwords(store))
     at = () if hidden else ("--backend-store-uri", store)
-    return Service("tracking", "tracking", (*words, *at), port, "/health", memory=768,
+    # nobody gives MLflow's server jobs to run; its eight processes for them would cost 6 s of a processor at each start
+    alone = (("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),)
+    return Service("tracking", "tracking", (*words, *at), port, "/health", memory=768, environment=alone,
                    secrets=("MLFLOW_BACKEND_STORE_URI",)*hidden)
 
 def _ingest(table: str, port: int, settings: Settings) -> Service:

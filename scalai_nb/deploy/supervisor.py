@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ANY', 'MARK', 'SOON', 'LATER', 'LEFT', 'STEADY', 'LONGEST_WAIT', 'fetch', 'Child', 'pause']
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #d218e425
+# %% ../../nbs/deploy/02_supervisor.ipynb #3a51c3bd
 import asyncio
 import os
 import signal
@@ -26,7 +26,7 @@ from ..core.process import die_with_parent, free_port, processes_with
 from .log_lines import LogLines, Output
 from .services import Service
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #e733a475
+# %% ../../nbs/deploy/02_supervisor.ipynb #1171357c
 ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # where a process that listens everywhere is asked
 
 async def fetch(host: str,  # that the service listens on
@@ -46,7 +46,7 @@ async def fetch(host: str,  # that the service listens on
     finally:
         if writer: writer.close()
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #8437d227
+# %% ../../nbs/deploy/02_supervisor.ipynb #5961c58a
 MARK = "SCALAI_UP"  # environment variable: RUN/NAME of the child that a process descends from
 
 @dataclass(eq=False)
@@ -83,7 +83,7 @@ class Child:
         return {"name": self.name, "role": self.service.role, "state": self.state, "url": self.url, "pid": pid,
                 "restarts": self.restarts, "reason": self.reason}
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #7209d17a
+# %% ../../nbs/deploy/02_supervisor.ipynb #6416ee01
 @patch
 def become(self: Child, state: str, reason: str | None = None) -> None:  # None: as before
     "Note a state."
@@ -107,7 +107,7 @@ def _start(self: Child) -> None:
     asyncio.get_running_loop().add_reader(fd, self._read)
     self.changed()
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #a21c9799
+# %% ../../nbs/deploy/02_supervisor.ipynb #f55e189f
 @patch
 def _read(self: Child) -> None:
     "Take what the process wrote; at its end, close the pipe."
@@ -124,7 +124,7 @@ def _close(self: Child) -> None:
     asyncio.get_running_loop().remove_reader(pipe.fileno())
     pipe.close()
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #db07e012
+# %% ../../nbs/deploy/02_supervisor.ipynb #af07c3ed
 SOON, LATER = .1, 2.  # seconds between two questions
 
 @patch
@@ -141,7 +141,7 @@ async def _ask(self: Child) -> None:
             self.lines.print(self.name, f"scalai up: {why}")
         await asyncio.sleep(LATER if status == 200 else SOON)
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #10890a87
+# %% ../../nbs/deploy/02_supervisor.ipynb #0049dfa3
 LEFT = 3.  # seconds that processes may take which a child leaves
 
 @patch
@@ -150,6 +150,7 @@ async def clear(self: Child) -> None:
     words = (None, signal.SIGTERM, signal.SIGKILL)  # none of them: wait
     for word in words[2:] if self.late else words if self.wanted.is_set() else words[1:]:
         left = processes_with(MARK, self.mark.__eq__)
+        if not left: return
         for p in left if word else ():
             with suppress(Exception): p.send_signal(word)  # it may have ended
         end = time.monotonic() + LEFT
@@ -159,7 +160,7 @@ def _runs(process: Any) -> bool:  # psutil.Process
     with suppress(ChildProcessError): os.waitpid(process.pid, os.WNOHANG)  # an orphan that was adopted
     return process.is_running()
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #858b4bfb
+# %% ../../nbs/deploy/02_supervisor.ipynb #c40bde25
 STEADY, LONGEST_WAIT = 60., 30.  # seconds of health that make up for failures; between two starts
 
 def pause(failures: int,  # one after another, from 1
@@ -184,7 +185,7 @@ def _ended(self: Child, code: int, was_healthy: bool) -> None:
     if not waits: self.lines.print(self.name, f"scalai up: it ended {by}, and is started again")
     self.become("waiting" if waits else "restarting", reason)
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #19f3bdfb
+# %% ../../nbs/deploy/02_supervisor.ipynb #a9e3e920
 @patch
 async def keep(self: Child) -> None:
     "Run the process, and start it again when it ends, until `stop`."
@@ -215,7 +216,7 @@ async def _run(self: Child) -> float:  # seconds since it was first healthy
     self._close()
     return time.monotonic() - since if since else 0.
 
-# %% ../../nbs/deploy/02_supervisor.ipynb #8e178925
+# %% ../../nbs/deploy/02_supervisor.ipynb #3784d611
 @patch
 async def stop(self: Child,
                ask: list[float],  # seconds from now at which SIGTERM is sent; may become shorter meanwhile

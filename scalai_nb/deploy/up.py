@@ -6,7 +6,7 @@
 __all__ = ['END', 'LAST', 'HURRY', 'CANCEL', 'TICK', 'LOOK', 'choose_services', 'parse_scale', 'host_of', 'check_ports', 'Up',
            'up_text', 'run_up', 'up_status']
 
-# %% ../../nbs/deploy/02_up.ipynb #b2b3ca51
+# %% ../../nbs/deploy/02_up.ipynb #52431810
 import asyncio
 import json
 import os
@@ -29,7 +29,7 @@ from .scaling import Scaler
 from .services import ROLES, Service, services
 from .supervisor import MARK, Child, fetch
 
-# %% ../../nbs/deploy/02_up.ipynb #c698975a
+# %% ../../nbs/deploy/02_up.ipynb #5ec8db67
 def choose_services(roles: list[str],  # none: all
                     settings: Settings) -> list[Service]:
     "List the services of some roles. Raises `BadRequest` for an unknown role, and for one that has nothing to do."
@@ -56,7 +56,7 @@ def parse_scale(words: list[str],  # as serve=3
         found = int(n)
     return found
 
-# %% ../../nbs/deploy/02_up.ipynb #9a470eac
+# %% ../../nbs/deploy/02_up.ipynb #6979608b
 _PORTS = {"tracking": "[deploy] tracking_port", "ingest": "[deploy] metrics_port",
           "scheduler": "[deploy] metrics_port", "serve": "[serve] port", "dash": "[apps] port"}
 
@@ -74,7 +74,7 @@ def check_ports(found: list[Service],  # to be started
                              f"End what uses it, or set another {_PORTS[service.role]}; 0 is any free one.",
                              "port") from e
 
-# %% ../../nbs/deploy/02_up.ipynb #1e6539bd
+# %% ../../nbs/deploy/02_up.ipynb #f01d5d2d
 @dataclass(eq=False)
 class Up:
     "The processes of a workspace on this machine."
@@ -106,7 +106,7 @@ class Up:
         "Print a line of `scalai up` itself."
         self.lines.print("up", text)
 
-# %% ../../nbs/deploy/02_up.ipynb #82c03d45
+# %% ../../nbs/deploy/02_up.ipynb #b323a6bb
 @patch
 def environment(self: Up, service: Service) -> dict[str, str]:
     "Compute what a service's process has in its environment, next to what this one has."
@@ -129,7 +129,7 @@ def _child(self: Up, service: Service, name: str = "", **more) -> Child:
     self.children.append(child)
     return child
 
-# %% ../../nbs/deploy/02_up.ipynb #b9b44d5c
+# %% ../../nbs/deploy/02_up.ipynb #06ea4d63
 @patch
 def write_list(self: Up) -> None:
     "Write the addresses of the replicas for the balancer."
@@ -160,7 +160,7 @@ async def retire(self: Up, child: Child) -> None:
     await self._stop(child, time.monotonic() + child.service.grace)
     self.children.remove(child)
 
-# %% ../../nbs/deploy/02_up.ipynb #7cc9a78e
+# %% ../../nbs/deploy/02_up.ipynb #d6decc6a
 @patch
 async def rescale(self: Up) -> None:
     "Look at the balancer's load, and start or stop replicas."
@@ -178,7 +178,7 @@ async def rescale(self: Up) -> None:
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
 
-# %% ../../nbs/deploy/02_up.ipynb #7351cee1
+# %% ../../nbs/deploy/02_up.ipynb #620ab8a8
 @patch
 def _begin(self: Up, child: Child) -> None: child.task = asyncio.create_task(child.keep())
 
@@ -202,12 +202,13 @@ async def start(self: Up) -> None:
     "Start all processes."
     first = [c for c in self.children if c.service.role == "tracking"]
     for child in first: self._begin(child)
-    if any(c.service.environment for c in self.children) or not self.settings.path("mlflow.db").exists():
+    through = any("SCALAI_TRACKING__URI" in dict(c.service.environment) for c in self.children)
+    if through or not self.settings.path("mlflow.db").exists():
         while any(c.state == "starting" for c in first) and not self.ending.is_set(): await asyncio.sleep(.05)
     for child in self.children:
         if child not in first: self._begin(child)
 
-# %% ../../nbs/deploy/02_up.ipynb #182a4354
+# %% ../../nbs/deploy/02_up.ipynb #23a4876c
 @patch
 def to_dict(self: Up) -> dict:
     "Describe all services for `--json` and `up.json`."
@@ -234,7 +235,7 @@ def settled(self: Up) -> bool:
     calm = lambda c: c.state in ("healthy", "waiting") or c is self.balancer and bool(self._waits())
     return bool(self.children) and all(map(calm, self.children))
 
-# %% ../../nbs/deploy/02_up.ipynb #4504376a
+# %% ../../nbs/deploy/02_up.ipynb #2c1b80a5
 def up_text(document: dict) -> str:  # one line, and one for each service that waits
     "Write the services and their addresses in a line."
     part = lambda s: f"{s['name']} {s['url']}" + (f" ({len(s['replicas'])} replicas)" if len(s.get("replicas", "")) > 1
@@ -247,7 +248,7 @@ def up_text(document: dict) -> str:  # one line, and one for each service that w
     head = "All services are healthy" if not others else f"{len(well)} of {len(well) + len(others)} services are healthy"
     return "\n".join([f"{head} after {document['seconds']:.1f} s: {', '.join(well)}; Ctrl-C ends them in order.", *lines])
 
-# %% ../../nbs/deploy/02_up.ipynb #0efdf5ab
+# %% ../../nbs/deploy/02_up.ipynb #0f9375c1
 END, LAST, HURRY = 20., 8., 3.  # seconds for all but the tracking server; more for that; after a second signal
 CANCEL = (0., 10., 15.)  # seconds at which the scheduler gets signals: wait, cancel, kill
 
@@ -279,7 +280,7 @@ async def stop(self: Up) -> None:
     await asyncio.gather(*self.retiring, behind(), *(self._stop(c) for c in reversed(front) if c is not self.balancer))
     await asyncio.gather(*(self._stop(c) for c in self.children if c not in others))
 
-# %% ../../nbs/deploy/02_up.ipynb #4114e337
+# %% ../../nbs/deploy/02_up.ipynb #7845e8e5
 TICK, LOOK = .2, .5  # seconds between two rounds; between two looks at the load
 
 @patch
@@ -322,7 +323,7 @@ async def run(self: Up) -> None:
         if not self.ending.is_set(): self.end()
         await self.stop()
 
-# %% ../../nbs/deploy/02_up.ipynb #a665f788
+# %% ../../nbs/deploy/02_up.ipynb #f604b6e6
 def _fixed(settings: Settings) -> Settings:
     "Choose the tracking server's port where any will do, as others are given its address."
     if settings.deploy.tracking_port: return settings
@@ -355,7 +356,7 @@ def run_up(roles: list[str] | None = None,  # None: all
             release()
             for path in (up.state_file, up.list_file): path.unlink(missing_ok=True)
 
-# %% ../../nbs/deploy/02_up.ipynb #d462d9da
+# %% ../../nbs/deploy/02_up.ipynb #8cd93bd1
 def up_status(settings: Settings | None = None) -> dict | None:  # None: it does not run
     "Read what `scalai up` of a workspace last wrote."
     settings = settings or Settings.load()
