@@ -22,19 +22,19 @@ from test_serve import GOOD, LOAD, made  # noqa: F401
 
 from scalai_nb.deploy.scaling import DOWN, TOLERANCE, UP, Scaler, desired_replicas
 
-REPLICAS, LOAD = st.integers(1, 50), st.floats(0, 1e6)
+REPLICAS, ROWS = st.integers(1, 50), st.floats(0, 1e6)
 SIMULATED = hypothesis_settings(deadline=None, max_examples=50)
 TARGET, BOUNDS = st.floats(.5, 5_000), st.lists(st.integers(1, 50), min_size=2, max_size=2).map(sorted)
 
 
-@given(REPLICAS, LOAD, TARGET, BOUNDS)
+@given(REPLICAS, ROWS, TARGET, BOUNDS)
 def test_the_formula_stays_between_its_bounds_and_within_its_tolerance_changes_nothing(current, metric, target, bounds):
     wanted = desired_replicas(current, metric, target, *bounds)
     assert bounds[0] <= wanted <= bounds[1]
     if abs(metric/target - 1) <= TOLERANCE: assert wanted == min(max(current, bounds[0]), bounds[1])
 
 
-@given(REPLICAS, LOAD, LOAD, TARGET, BOUNDS)
+@given(REPLICAS, ROWS, ROWS, TARGET, BOUNDS)
 def test_the_formula_never_wants_fewer_for_a_higher_load(current, one, other, target, bounds):
     few, many = (desired_replicas(current, metric, target, *bounds) for metric in sorted((one, other)))
     assert few <= many
@@ -52,7 +52,7 @@ def simulated(loads, target: float, minimum: int, maximum: int, start: int, step
 
 
 @SIMULATED
-@given(LOAD, TARGET, BOUNDS, REPLICAS, st.sampled_from([.25, .5, 1.]), st.floats(0, .04), st.integers(0, 2**32))
+@given(ROWS, TARGET, BOUNDS, REPLICAS, st.sampled_from([.25, .5, 1.]), st.floats(0, .04), st.integers(0, 2**32))
 def test_a_constant_load_changes_the_direction_once_at_most_in_two_minutes(load, target, bounds, start, step, noise,
                                                                            seed):
     "Also one that trembles within the tolerance."
