@@ -28,7 +28,7 @@ TARGET, BOUNDS = st.floats(.5, 5_000), st.lists(st.integers(1, 50), min_size=2, 
 
 
 @given(REPLICAS, ROWS, TARGET, BOUNDS)
-def test_the_formula_stays_between_its_bounds_and_within_its_tolerance_changes_nothing(current, metric, target, bounds):
+def test_the_formula_keeps_its_bounds_and_its_tolerance(current, metric, target, bounds):
     wanted = desired_replicas(current, metric, target, *bounds)
     assert bounds[0] <= wanted <= bounds[1]
     if abs(metric/target - 1) <= TOLERANCE: assert wanted == min(max(current, bounds[0]), bounds[1])
@@ -82,7 +82,7 @@ PORTS = "[serve]\nport = 0\n[apps]\nport = 0\n[deploy]\ntracking_port = 0\nmetri
 
 @contextmanager
 def running(folder: Path, *words: str, command: tuple = (SCALAI,)):
-    "`scalai up` in a workspace, once all are healthy or wait: its document and its process. Nothing may be left of it."
+    "`scalai up` in a workspace, once all are healthy or wait: its document and its process. Nothing is left of it."
     with open(folder.parent/"log", "w+") as log:
         process = subprocess.Popen([*command, "up", *words, "--json"], cwd=folder, stdout=subprocess.PIPE, stderr=log,
                                    text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -117,7 +117,8 @@ def test_a_service_comes_back_a_second_up_is_refused_and_all_end(small):
         assert second.code == 2 and "runs for this workspace already" in second.err
         assert len(second.err.splitlines()) == 2, second.err
         os.kill(one["pid"], signal.SIGKILL)
-        back = until(lambda: next((s for s in status(small)["services"] if s["restarts"] and s["state"] == "healthy"), None))
+        again = lambda: [s for s in status(small)["services"] if s["restarts"] and s["state"] == "healthy"]
+        back, = until(again)
         assert back["pid"] != one["pid"] and status(small)["running"]
         assert stat.S_IMODE((small/".scalai"/"up.json").stat().st_mode) == 0o600
     assert process.returncode == 0
@@ -144,7 +145,8 @@ def test_a_port_in_use_is_two_lines_that_name_the_service(small):
 
 def test_a_service_that_cannot_begin_waits_and_says_so_once(small):
     "A model that has no champion yet."
-    for path, text in {"tables/customers.toml": "", "models/churn.toml": 'table = "customers"\ntarget = "churn"\n'}.items():
+    files = {"tables/customers.toml": "", "models/churn.toml": 'table = "customers"\ntarget = "churn"\n'}
+    for path, text in files.items():
         (small/path).parent.mkdir()
         (small/path).write_text(text)
     with running(small, "serve", "--scale", "serve=1") as (document, _):

@@ -16,8 +16,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from .. import __version__
-from . import apps, contract, data, jobs, models, monitor, operations, schedule, serve  # noqa: F401
-from . import workspace  # noqa: F401
+from . import apps, contract, data, jobs, models, monitor, operations, schedule, serve, workspace  # noqa
 from .verb import app, call, option
 from ..core.lean_arrow import without_pandas
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['up']
 
-# %% ../../nbs/cli/12_operations.ipynb #1a8a17f7
+# %% ../../nbs/cli/12_operations.ipynb #8faff013
 from typing import Annotated
 
 import typer
@@ -13,16 +13,17 @@ import typer
 from .verb import Answer, app, emit, json_text, option, verb
 from ..core.errors import BadRequest
 
-# %% ../../nbs/cli/12_operations.ipynb #8492ddf0
+# %% ../../nbs/cli/12_operations.ipynb #4b58b20a
 def _status() -> Answer:
     "Report what `scalai up` of this workspace last wrote."
     from scalai_nb.deploy.up import up_status
     document = up_status()
     if document is None: return Answer({"running": False}, "scalai up does not run for this workspace.", 1)
-    line = lambda s: f"{s['name']:<12} {s['state']:<10} {s['url']}" + f"  {' '.join(s['reason'].split())}"*bool(s["reason"])
     found = [one for s in document["services"] for one in (s, *s.get("replicas", ()))]
-    return Answer(document | {"running": True}, "\n".join(map(line, found)))
+    lines = [f"{s['name']:<12} {s['state']:<10} {s['url']}  {' '.join(s['reason'].split())}".rstrip() for s in found]
+    return Answer(document | {"running": True}, "\n".join(lines))
 
+# %% ../../nbs/cli/12_operations.ipynb #dd156535
 @verb(app, "Operations")
 def up(
     roles: Annotated[
@@ -31,7 +32,7 @@ def up(
     ] = None,
     scale: Annotated[list[str] | None, option("Replicas that do not follow the load: serve=3.",
                                               metavar="ROLE=N")] = None,
-    status: Annotated[bool, option("Print the services of one that runs; exit code 1: none does.", "--status")] = False,
+    status: Annotated[bool, option("Print the services; exit code 1: it does not run.", "--status")] = False,
     *,
     json_: bool = False,  # print one document when all are healthy, or wait for something
 ) -> Answer:

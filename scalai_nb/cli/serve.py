@@ -98,8 +98,7 @@ def serve(
     host: Annotated[str | None, option("Address to listen on; 0.0.0.0: every network.")] = None,
     workers: Annotated[str | None, option("Processes, or auto: one a core.")] = None,
     part: Annotated[str, option("prep: answer features; model: take features; without: the whole model.")] = "",
-    replicas: Annotated[str, option("Balance over these services instead of models; @FILE has their list.",
-                                 metavar="HOST:PORT,…")] = "",
+    replicas: Annotated[str, option("Balance over these services, or those in @FILE.", metavar="HOST:PORT,…")] = "",
     new_token: Annotated[str, option("Make a token for a client, and end.", "--new-token", metavar="NAME")] = "",
     *,
     json_: bool = False,  # print one document when all workers answer

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGEST', 'COLOURS', 'LogLines', 'Output']
 
-# %% ../../nbs/deploy/02_log_lines.ipynb #5c102a59
+# %% ../../nbs/deploy/02_log_lines.ipynb #d46fb476
 import sys
 from collections import deque
 from contextlib import suppress
@@ -14,7 +14,7 @@ from typing import IO
 
 from fastcore.basics import patch
 
-# %% ../../nbs/deploy/02_log_lines.ipynb #25579200
+# %% ../../nbs/deploy/02_log_lines.ipynb #d987eab4
 LONGEST = 65_536  # bytes of a line; a longer one is printed in pieces
 COLOURS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)  # SGR codes (ECMA-48)
 
@@ -23,12 +23,13 @@ class LogLines:
     "Prints lines of processes with their names."
     stream: IO | None = None  # None: standard error, as it is when a line is printed
     width: int = 9  # of the names
-    colours: dict[str, int] = field(default_factory=dict)
+    colours: dict[str, int] = field(default_factory=dict)  # name → SGR code
 
 @patch
 def print(self: LogLines,
           name: str,  # of the process
-          line: str) -> None:
+          line: str,  # without its end
+         ) -> None:
     "Print a line. A stream that is closed or full loses it, and nothing else."
     stream = self.stream or sys.stderr
     colour = self.colours.setdefault(name, COLOURS[len(self.colours) % len(COLOURS)])
@@ -38,15 +39,15 @@ def print(self: LogLines,
         stream.write(f"{prefix} {line}\n")
         stream.flush()
 
-# %% ../../nbs/deploy/02_log_lines.ipynb #9a48ec9d
+# %% ../../nbs/deploy/02_log_lines.ipynb #f63f69a9
 @dataclass
 class Output:
     "Makes lines of what a process writes, and keeps the last ones."
     lines: LogLines
     name: str
     quiet: bool = False  # keep the lines, and print them when `speak` is called
-    rest: bytes = b""
-    last: deque = field(default_factory=lambda: deque(maxlen=20))
+    rest: bytes = b""  # the beginning of a line
+    last: deque = field(default_factory=lambda: deque(maxlen=20))  # lines
 
 @patch
 def feed(self: Output,
@@ -69,7 +70,7 @@ def speak(self: Output) -> None:
     for text in self.last if self.quiet else (): self.lines.print(self.name, text)
     self.quiet = False
 
-# %% ../../nbs/deploy/02_log_lines.ipynb #e4d6a7f1
+# %% ../../nbs/deploy/02_log_lines.ipynb #86558f27
 @patch
 def reason(self: Output) -> str:  # one or two lines
     "Return why the process ended, as far as it wrote so."

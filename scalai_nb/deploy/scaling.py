@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'UP', 'DOWN', 'desired_replicas', 'Scaler']
 
-# %% ../../nbs/deploy/02_scaling.ipynb #efde38b7
+# %% ../../nbs/deploy/02_scaling.ipynb #7244b49d
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ from time import monotonic
 
 from fastcore.basics import patch
 
-# %% ../../nbs/deploy/02_scaling.ipynb #10433fcd
+# %% ../../nbs/deploy/02_scaling.ipynb #c045cc8e
 TOLERANCE = .1  # of the ratio; Kubernetes' default, --horizontal-pod-autoscaler-tolerance
 
 def desired_replicas(current: int,  # replicas, from 1
                      metric: float,  # mean over them
                      target: float,  # above 0
-                     minimum: int = 1,
-                     maximum: int = 10,
-                     tolerance: float = TOLERANCE,
+                     minimum: int = 1,  # replicas
+                     maximum: int = 10,  # likewise
+                     tolerance: float = TOLERANCE,  # of metric / target around 1
                     ) -> int:  # between minimum and maximum
     """Compute the number of replicas for a load: ceil(current × metric / target), unless the ratio is within the
     tolerance of 1 (Kubernetes, "Horizontal Pod Autoscaling", autoscaling/v2). Raises `ValueError`."""
@@ -33,17 +33,17 @@ def desired_replicas(current: int,  # replicas, from 1
     else: wanted = maximum if ratio == math.inf else math.ceil(round(current*ratio, 9))
     return min(max(wanted, minimum), maximum)
 
-# %% ../../nbs/deploy/02_scaling.ipynb #0a1a0bd0
+# %% ../../nbs/deploy/02_scaling.ipynb #2e62ec39
 UP, DOWN = 2., 60.  # seconds that a load has to last
 
 @dataclass
 class Scaler:
     "Decides on the number of replicas from looks at their load."
     target: float  # rows in flight of a replica
-    minimum: int = 1
-    maximum: int = 10
-    up: float = UP
-    down: float = DOWN
+    minimum: int = 1  # replicas
+    maximum: int = 10  # likewise
+    up: float = UP  # seconds of high load before there are more
+    down: float = DOWN  # seconds of low load before there are fewer
     clock: Callable[[], float] = monotonic  # seconds
     looks: list[tuple[float, int]] = field(default_factory=list)  # when, and how many were wanted
 
@@ -53,7 +53,7 @@ def _agreed(self: Scaler, seconds: float, now: float, choose: Callable, current:
     if not any(when <= now - seconds for when, _ in self.looks): return current
     return choose(wanted for when, wanted in self.looks if when >= now - seconds)
 
-# %% ../../nbs/deploy/02_scaling.ipynb #414544b8
+# %% ../../nbs/deploy/02_scaling.ipynb #d7ce6d3c
 @patch
 def __call__(self: Scaler,
              current: int,  # replicas, those that start among them

@@ -97,7 +97,7 @@ def _tracking(settings: Settings, address: Callable) -> Service:
              settings.path("artifacts").as_uri(), "--uvicorn-opts", "--no-access-log"]
     hidden = bool(passwords(store))
     at = () if hidden else ("--backend-store-uri", store)
-    # nobody gives MLflow's server jobs to run; its eight processes for them would cost 6 s of a processor at each start
+    # its server gets no jobs to run: the eight processes for them cost 6 s of a processor at each start
     alone = (("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false"),)
     return Service("tracking", "tracking", (*words, *at), port, "/health", memory=768, environment=alone,
                    secrets=("MLFLOW_BACKEND_STORE_URI",)*hidden)

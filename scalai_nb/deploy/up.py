@@ -6,7 +6,7 @@
 __all__ = ['END', 'LAST', 'HURRY', 'CANCEL', 'TICK', 'LOOK', 'choose_services', 'parse_scale', 'host_of', 'check_ports', 'Up',
            'up_text', 'run_up', 'up_status']
 
-# %% ../../nbs/deploy/02_up.ipynb #52431810
+# %% ../../nbs/deploy/02_up.ipynb #10c80fe5
 import asyncio
 import json
 import os
@@ -29,7 +29,7 @@ from .scaling import Scaler
 from .services import ROLES, Service, services
 from .supervisor import MARK, Child, fetch
 
-# %% ../../nbs/deploy/02_up.ipynb #5ec8db67
+# %% ../../nbs/deploy/02_up.ipynb #fde89f85
 def choose_services(roles: list[str],  # none: all
                     settings: Settings) -> list[Service]:
     "List the services of some roles. Raises `BadRequest` for an unknown role, and for one that has nothing to do."
@@ -56,42 +56,42 @@ def parse_scale(words: list[str],  # as serve=3
         found = int(n)
     return found
 
-# %% ../../nbs/deploy/02_up.ipynb #6979608b
+# %% ../../nbs/deploy/02_up.ipynb #156ad0c6
 _PORTS = {"tracking": "[deploy] tracking_port", "ingest": "[deploy] metrics_port",
           "scheduler": "[deploy] metrics_port", "serve": "[serve] port", "dash": "[apps] port"}
 
-def host_of(service: Service, settings: Settings) -> str:  # of the settings
-    "Return the address that a service listens on."
+def host_of(service: Service, settings: Settings) -> str:
+    "Return the address that a `service` listens on."
     return {"serve": settings.serve.host, "dash": settings.apps.host}.get(service.role, "127.0.0.1")
 
-def check_ports(found: list[Service],  # to be started
+def check_ports(group: list[Service],  # to be started
                 settings: Settings) -> None:
     "Check that the ports of services are free. Raises `BadRequest`."
-    for service in found:
+    for service in group:
         try: bind_port(service.port, host_of(service, settings)).close()
         except BadRequest as e:
             raise BadRequest(f"{service.name} cannot start: {e.message[0].lower()}{e.message[1:]}",
                              f"End what uses it, or set another {_PORTS[service.role]}; 0 is any free one.",
                              "port") from e
 
-# %% ../../nbs/deploy/02_up.ipynb #f01d5d2d
+# %% ../../nbs/deploy/02_up.ipynb #0805df3d
 @dataclass(eq=False)
 class Up:
     "The processes of a workspace on this machine."
     settings: Settings
-    services: list[Service]
+    services: list[Service]  # in the order of their start
     scale: int | None = None  # replicas of the HTTP service; None: as many as its load needs
     announce: Callable = lambda document: None  # called when all are healthy or wait, and when all are healthy
     lines: LogLines = field(default_factory=LogLines)
-    run_id: str = field(default_factory=lambda: f"{os.getpid()}-{secrets.token_hex(4)}")
+    run_id: str = field(default_factory=lambda: f"{os.getpid()}-{secrets.token_hex(4)}")  # in `MARK`
     token: str = field(default_factory=lambda: secrets.token_urlsafe(24))  # of the dashboards, where none is set
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=time.monotonic)  # seconds
     children: list[Child] = field(default_factory=list)  # in the order of their start
     replicas: list[Child] = field(default_factory=list)  # those of them that the balancer asks
-    balancer: Child | None = None
+    balancer: Child | None = None  # None: one process answers itself
     scaler: Scaler | None = None
     retiring: set = field(default_factory=set)  # tasks
-    ending: asyncio.Event = field(default_factory=asyncio.Event)
+    ending: asyncio.Event = field(default_factory=asyncio.Event)  # it is set by `end`
     dirty: bool = True  # something changed that `up.json` does not have yet
     deadline: float = 0.  # by `time.monotonic`: children that have not ended then are killed
     asks: list = field(default_factory=list)  # what `Child.stop` was given
@@ -103,13 +103,13 @@ class Up:
     def state_file(self): return self.settings.path("up.json")
 
     def say(self, text: str) -> None:
-        "Print a line of `scalai up` itself."
+        "Print a `text` of `scalai up` itself."
         self.lines.print("up", text)
 
-# %% ../../nbs/deploy/02_up.ipynb #b323a6bb
+# %% ../../nbs/deploy/02_up.ipynb #fb34dee0
 @patch
 def environment(self: Up, service: Service) -> dict[str, str]:
-    "Compute what a service's process has in its environment, next to what this one has."
+    "Compute what the process of a `service` has in its environment, next to what this one has."
     settings, found = self.settings, dict(service.environment)
     if settings.file.is_file(): found["SCALAI_SETTINGS"] = str(settings.file)
     if service.role == "dash" and not settings.apps.token: found["SCALAI_APPS__TOKEN"] = self.token
@@ -129,25 +129,31 @@ def _child(self: Up, service: Service, name: str = "", **more) -> Child:
     self.children.append(child)
     return child
 
-# %% ../../nbs/deploy/02_up.ipynb #06ea4d63
+# %% ../../nbs/deploy/02_up.ipynb #100be0e2
 @patch
 def write_list(self: Up) -> None:
     "Write the addresses of the replicas for the balancer."
     write_atomic(self.list_file, "".join(f"{c.host}:{c.port}\n" for c in self.replicas if c.port))
 
 @patch
-def add_replica(self: Up, service: Service) -> Child:  # to be started
-    "Make a process of the HTTP service behind the balancer."
+def add_replica(self: Up,
+                service: Service,  # the HTTP service
+               ) -> Child:  # to be started
+    "Make a process that the balancer asks."
     taken = {c.name for c in self.children}
     name = next(name for i in range(1, 1_000) if (name := f"{service.name}-{i}") not in taken)
     words = () if "workers" in self.settings.serve.model_fields_set else ("--workers", "1")
-    child = self._child(replace(service, port=0, command=(*service.command, *words)), name, host="127.0.0.1", tls=False,
-                        environment=self.environment(service) | {"SCALAI_SERVE__CERT": "", "SCALAI_SERVE__KEY": ""})
+    plain = {"SCALAI_SERVE__CERT": "", "SCALAI_SERVE__KEY": ""}  # TLS ends at the balancer
+    child = self._child(replace(service, port=0, command=(*service.command, *words)), name, host="127.0.0.1",
+                        tls=False, environment=self.environment(service) | plain)
     self.replicas.append(child)
     return child
 
+# %% ../../nbs/deploy/02_up.ipynb #608b9826
 @patch
-async def retire(self: Up, child: Child) -> None:
+async def retire(self: Up,
+                 child: Child,  # one of the replicas
+                ) -> None:
     "Take a replica out of the balancer, and stop it."
     self.replicas.remove(child)
     self.write_list()
@@ -160,7 +166,7 @@ async def retire(self: Up, child: Child) -> None:
     await self._stop(child, time.monotonic() + child.service.grace)
     self.children.remove(child)
 
-# %% ../../nbs/deploy/02_up.ipynb #d6decc6a
+# %% ../../nbs/deploy/02_up.ipynb #f881917f
 @patch
 async def rescale(self: Up) -> None:
     "Look at the balancer's load, and start or stop replicas."
@@ -178,7 +184,7 @@ async def rescale(self: Up) -> None:
         self.retiring.add(task)
         task.add_done_callback(self.retiring.discard)
 
-# %% ../../nbs/deploy/02_up.ipynb #620ab8a8
+# %% ../../nbs/deploy/02_up.ipynb #7fb0ce35
 @patch
 def _begin(self: Up, child: Child) -> None: child.task = asyncio.create_task(child.keep())
 
@@ -208,7 +214,7 @@ async def start(self: Up) -> None:
     for child in self.children:
         if child not in first: self._begin(child)
 
-# %% ../../nbs/deploy/02_up.ipynb #23a4876c
+# %% ../../nbs/deploy/02_up.ipynb #0e6eee25
 @patch
 def to_dict(self: Up) -> dict:
     "Describe all services for `--json` and `up.json`."
@@ -235,20 +241,20 @@ def settled(self: Up) -> bool:
     calm = lambda c: c.state in ("healthy", "waiting") or c is self.balancer and bool(self._waits())
     return bool(self.children) and all(map(calm, self.children))
 
-# %% ../../nbs/deploy/02_up.ipynb #2c1b80a5
+# %% ../../nbs/deploy/02_up.ipynb #fe46a559
 def up_text(document: dict) -> str:  # one line, and one for each service that waits
-    "Write the services and their addresses in a line."
-    part = lambda s: f"{s['name']} {s['url']}" + (f" ({len(s['replicas'])} replicas)" if len(s.get("replicas", "")) > 1
-                                                  else "")
-    well = [part(s) for s in document["services"] if s["state"] == "healthy"]
+    "Write the services of a `document` and their addresses in a line."
+    many = lambda s: f" ({len(s['replicas'])} replicas)" if len(s.get("replicas", ())) > 1 else ""
+    well = [f"{s['name']} {s['url']}{many(s)}" for s in document["services"] if s["state"] == "healthy"]
     others = [s for s in document["services"] if s["state"] != "healthy"]
     state = lambda s: "waits" if s["state"] == "waiting" else f"is {s['state']}"
     lines = [f"  {s['name']} {state(s)}" + (f": {' '.join(s['reason'].split())}" if s["reason"] else "")
              for s in others]
-    head = "All services are healthy" if not others else f"{len(well)} of {len(well) + len(others)} services are healthy"
-    return "\n".join([f"{head} after {document['seconds']:.1f} s: {', '.join(well)}; Ctrl-C ends them in order.", *lines])
+    head = f"{len(well)} of {len(well) + len(others)} services are" if others else "All services are"
+    line = f"{head} healthy after {document['seconds']:.1f} s: {', '.join(well)}; Ctrl-C ends them in order."
+    return "\n".join([line, *lines])
 
-# %% ../../nbs/deploy/02_up.ipynb #0f9375c1
+# %% ../../nbs/deploy/02_up.ipynb #9a84235f
 END, LAST, HURRY = 20., 8., 3.  # seconds for all but the tracking server; more for that; after a second signal
 CANCEL = (0., 10., 15.)  # seconds at which the scheduler gets signals: wait, cancel, kill
 
@@ -280,7 +286,7 @@ async def stop(self: Up) -> None:
     await asyncio.gather(*self.retiring, behind(), *(self._stop(c) for c in reversed(front) if c is not self.balancer))
     await asyncio.gather(*(self._stop(c) for c in self.children if c not in others))
 
-# %% ../../nbs/deploy/02_up.ipynb #7845e8e5
+# %% ../../nbs/deploy/02_up.ipynb #b15b2d69
 TICK, LOOK = .2, .5  # seconds between two rounds; between two looks at the load
 
 @patch
@@ -293,6 +299,7 @@ def _note(self: Up) -> None:
         self.state_file.touch(mode=0o600)
         write_atomic(self.state_file, json.dumps(self.to_dict()))
 
+# %% ../../nbs/deploy/02_up.ipynb #7936fa89
 def _reap(known: set[int]) -> None:
     "Collect orphans that were adopted and have ended."
     with suppress(ChildProcessError):
@@ -323,7 +330,7 @@ async def run(self: Up) -> None:
         if not self.ending.is_set(): self.end()
         await self.stop()
 
-# %% ../../nbs/deploy/02_up.ipynb #f604b6e6
+# %% ../../nbs/deploy/02_up.ipynb #7d1eb96f
 def _fixed(settings: Settings) -> Settings:
     "Choose the tracking server's port where any will do, as others are given its address."
     if settings.deploy.tracking_port: return settings
@@ -334,6 +341,7 @@ async def _until_signal(up: Up) -> None:
     for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): loop.add_signal_handler(s, up.end)
     await up.run()
 
+# %% ../../nbs/deploy/02_up.ipynb #6350aade
 def run_up(roles: list[str] | None = None,  # None: all
            scale: int | None = None,  # replicas of the HTTP service; None: as many as its load needs
            settings: Settings | None = None,
@@ -356,7 +364,7 @@ def run_up(roles: list[str] | None = None,  # None: all
             release()
             for path in (up.state_file, up.list_file): path.unlink(missing_ok=True)
 
-# %% ../../nbs/deploy/02_up.ipynb #8cd93bd1
+# %% ../../nbs/deploy/02_up.ipynb #7473b90c
 def up_status(settings: Settings | None = None) -> dict | None:  # None: it does not run
     "Read what `scalai up` of a workspace last wrote."
     settings = settings or Settings.load()

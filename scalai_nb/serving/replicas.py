@@ -253,13 +253,13 @@ def read_replicas(path: Path,  # addresses, separated by commas or lines
 # %% ../../nbs/serving/33_replicas.ipynb #de1039cc
 @patch
 def change(self: Balancer,
-           wanted: list[Replica],  # from now on; one of a known address stays what it is
+           listed: list[Replica],  # from now on; one of a known address stays what it is
           ) -> None:
-    "Watch replicas that are new, and let those that are no longer wanted finish what they have."
-    addresses = {r.address for r in wanted}
+    "Watch replicas that are new, and let those that are no longer listed finish what they have."
+    addresses = {r.address for r in listed}
     for replica in self.replicas: replica.draining = replica.address not in addresses
     known = {r.address for r in self.replicas}
-    self.replicas += [r for r in wanted if r.address not in known]
+    self.replicas += [r for r in listed if r.address not in known]
     for gone in [r for r in self.replicas if r.draining and not r.rows]:
         if task := self.watches.pop(gone, None): task.cancel()
         for _, writer in gone.idle: writer.close()
