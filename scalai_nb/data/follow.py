@@ -115,6 +115,9 @@ class Follow:
                  together: int = 24,  # batches after which small files are joined
                  lateness: float | None = None,  # seconds by which rows may be late; as for `ingest`
                 ):
+        if lateness is not None and period is None:
+            raise BadRequest("Lateness needs a column of times as the period.",
+                             "Name one (period=, or time = in the table's file), or leave the lateness out.", "table")
         self.uri, self.settings = str(uri), settings or Settings.load()
         self.how = dict(contract=contract, key=key, period=period, fold=fold, settings=self.settings, read=read,
                         lateness=lateness)

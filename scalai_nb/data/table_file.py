@@ -27,6 +27,7 @@ class TableFile(Section):
     key: list[str] = []  # columns that name a row; empty: a row is named by its values
     time: str = ""  # column with a row's time; empty: each batch of an ingest is a window
     period: Literal["hour", "day", "week", "month", "year", ""] = ""  # length of a window; empty: as in [monitor]
+    lateness: float | None = Field(None, ge=0)  # seconds by which rows may be late; none: the clock ends a window
     read: ReadOptions = ReadOptions()  # how its files are written; what is left out is found in each file
     units: dict[str, str] = {}  # column → unit, for the pages
 
@@ -85,7 +86,8 @@ def column_units(settings: Settings) -> dict[str, str]:  # column → unit
 @patch
 def to_toml(self: TableFile) -> str:
     "Return the file's text, with a word about each key."
-    lines = [f"{key} = {toml_value(getattr(self, key))}{comment}" for key, comment in COMMENTS.items()]
+    lines = [f"{key} = {toml_value(getattr(self, key))}{comment}" for key, comment in COMMENTS.items()
+             if getattr(self, key) is not None]
     read = [f"{key} = {toml_value(value)}" for key, value in self.read.explicit().items()]
     units = [f"{toml_value(c)} = {toml_value(unit)}" for c, unit in self.units.items()]
     if read: lines += ["", "[read]  # how the files are written, as found", *read]
@@ -104,7 +106,23 @@ COMMENTS = {
     "key": "  # columns that name a row; none: a row is named by its values",
     "time": "  # column with a row's time; none: each ingested file is a window",
     "period": "  # length of a window: hour, day, week, month, year",
+    "lateness": "  # seconds by which rows of a stream may be late",
 }
+
+# %% ../../nbs/data/19_table_file.ipynb #60a69d44
+@patch
+def ingest_options(self: TableFile, settings: Settings,
+                  ) -> dict:  # that `ingest` and `Follow` take
+    "Return what the file says of how rows come in. A table that was made without folds gets none."
+    from scalai_nb.data.contract import Contract
+    from scalai_nb.data.table_reader import TableReader
+    if self.period:
+        settings = settings.model_copy(update={"monitor": settings.monitor.model_copy(update={"period": self.period})})
+    contract = Contract.load(settings.root/self.contract) if self.contract else None
+    key, there = self.key or None, TableReader(self.name, settings)
+    fold = None if there.exists and "fold" not in there.columns else key
+    return dict(contract=contract, key=key, period=self.time or None, fold=fold, settings=settings, read=self.read,
+                lateness=self.lateness)
 
 # %% ../../nbs/data/19_table_file.ipynb #77848016
 @patch
@@ -112,18 +130,13 @@ def ingest(self: TableFile,
            settings: Settings | None = None,
           ) -> list:  # of data.ingest.Ingested, one a file
     "Bring the source's rows into the table, exactly once."
-    from scalai_nb.data.contract import Contract
     from scalai_nb.data.ingest import ingest
     settings = settings or Settings.load()
     if not self.source: raise BadRequest(f"The table {self.name!r} has no source.",
                                          f"Write source = … into {table_file(self.name, settings)}.", "table")
-    if self.period:
-        settings = settings.model_copy(update={"monitor": settings.monitor.model_copy(update={"period": self.period})})
-    contract = Contract.load(settings.root/self.contract) if self.contract else None
-    key, done = self.key or None, []
+    options, done = self.ingest_options(settings), []
     for part in self.parts(settings):
-        period = self.time or self.next_batch(settings)
-        done.append(ingest(part, self.name, contract, key, period, key, settings, read=self.read))
+        done.append(ingest(part, self.name, **options | {"period": self.time or self.next_batch(settings)}))
     return done
 
 # %% ../../nbs/data/19_table_file.ipynb #517576c8
@@ -156,4 +169,5 @@ def __repr__(self: TableFile) -> str:
 
 @patch
 def _repr_html_(self: TableFile) -> str:
-    return html_table([(k, str(getattr(self, k))) for k in COMMENTS], (), f"table {self.name}")
+    said = [(k, str(v)) for k in COMMENTS if (v := getattr(self, k)) is not None]
+    return html_table(said, (), f"table {self.name}")

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
 from ..core.storage import write_atomic
+from ..data.event_time import is_closed, watermark
 from ..data.profile import Profile
 from ..data.profile_store import overview, recall
 from ..monitor.drift import Finding, Report
@@ -31,8 +32,11 @@ class Windows(Mapping):  # window -> Profile
         found, broken = overview(source, settings)
         self.unread |= {f"{Path(file).name}, a file with windows of {source}": reason
                         for file, reason in broken.items()}
+        mark = watermark(source, settings)
+        self.still_open = [] if mark is None else [p for p in found if not is_closed(p, mark)]  # rows may come for them
         # window -> rows, digest
-        self.known = {p: v for p, v in found.items() if p is not None and v[0] and (among is None or p in among)}
+        self.known = {p: v for p, v in found.items()
+                      if p is not None and v[0] and (among is None or p in among) and p not in self.still_open}
         self.open: dict[str, Profile] = {}
         self.reads = 0  # profiles read from the store
 
