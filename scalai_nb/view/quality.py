@@ -47,6 +47,7 @@ from scalai_nb.view.style import (
     period_axis,
     table,
 )
+from .stream import Stream
 from .subject import Subject, watched_tables
 
 # %% ../../nbs/view/22_quality.ipynb #6ce90fe5
@@ -272,6 +273,7 @@ class Page(View):
         self.top, self.picture, self.why, self.some, self.past, self.rules = (
             html(""), w.VBox(), html(""), html(""), w.VBox(), html("")
         )
+        self.stream = Stream(self.which.value, self.settings)
         self.bind(self.which, lambda: self.switch(self.subject.to_model))
         self.bind(self.subject.model, lambda: self.switch(self.subject.to_table))
         for choice, act in ((self.since, self.draw), (self.reason, self.draw),
@@ -279,7 +281,7 @@ class Page(View):
             self.bind(choice, act)
         self.look()
         self.link = Link(**self.subject.controls, since=self.since, reason=self.reason, column=self.column)
-        super().__init__([self.link, self.top, html("<h2>What was refused, window by window</h2>"),
+        super().__init__([self.link, self.top, self.stream, html("<h2>What was refused, window by window</h2>"),
                           controls(*self.subject.choices, self.since, self.reason), self.picture, self.why,
                           html("<h2>Some of the refused rows</h2>"), self.some,
                           html("<h2>The contract, and what broke it</h2>"), self.rules,
@@ -305,6 +307,7 @@ def look(self: Page) -> None:
     "Another table was chosen."
     q = self.current
     self.top.value = headline(*status(q))
+    if self.stream.name != self.which.value: self.stream.show(self.which.value)
     columns = list(next(reversed(q.good.values())).columns) if q.good else ["–"]
     wrong = next((c for r, _ in q.reasons(q.windows).most_common() for c in columns if r.startswith(f"{c}: ")),
                  columns[0])
