@@ -60,7 +60,8 @@ class Quality:
     contract: Contract | None  # the one by which the newest rows came
 
     @property
-    def windows(self) -> list[str]: return sorted({*self.good, *self.refused})
+    def windows(self) -> list[str]:  # in order; rows that were refused because they have no time come first
+        return sorted({*self.good, *self.refused}, key=lambda p: (p != ALL, p))
 
     def rows(self, window: str) -> int: return self.good[window].rows if window in self.good else 0
 
