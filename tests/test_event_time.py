@@ -143,8 +143,8 @@ def test_late_rows_count_once_through_kills(tmp_path, rounds):
     for n in range(24): batches.append([r.uniform(10*n - 60, 10*n + 10) for _ in range(20)])
     process = follower(tmp_path, "inbox/*.csv")
     for n, b in enumerate(batches):
-        text = "id,at\n" + "".join(f"{i},{BEGIN + timedelta(minutes=m):%Y-%m-%dT%H:%M:%S.%f}\n" for i, m in enumerate(b))
-        (tmp_path/"part").write_text(text)
+        times = [f"{BEGIN + timedelta(minutes=m):%Y-%m-%dT%H:%M:%S.%f}" for m in b]
+        (tmp_path/"part").write_text("id,at\n" + "".join(f"{i},{at}\n" for i, at in enumerate(times)))
         (tmp_path/"part").rename(inbox/f"{n:03}.csv")
         if n % 6 == 5:
             time.sleep(r.uniform(.5, 4))

@@ -170,8 +170,8 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
           ) -> Answer:
     "Bring a source (- for standard input) into a table, bad rows into quarantine, exactly once."
     if follow:
-        given = dict(key=key, period=period, fold=fold, read=read, lateness=lateness)
-        return follow_source(uri, table, contract, given, metrics_port, strict)
+        options = dict(key=key, period=period, fold=fold, read=read, lateness=lateness)
+        return follow_source(uri, table, contract, options, metrics_port, strict)
     check_source(uri)
     with working(f"Bringing {veiled(uri)} into {table}", "No row comes in twice: run it again to go on.", "ingest"):
         from scalai_nb.data.contract import Contract
@@ -188,21 +188,21 @@ def ingest(uri: Annotated[str, typer.Argument(metavar="URI")], table: Annotated[
 # %% ../../nbs/cli/04_data.ipynb #818ad3c5
 def follow_source(uri: str, table: str,  # as `scalai ingest` takes them
                   contract: Path | None,  # likewise
-                  given: dict[str, Any],  # likewise: key, period, fold, read, lateness
+                  options: dict[str, Any],  # likewise: key, period, fold, read, lateness
                   metrics_port: int | None,
                   strict: bool,  # which a follower does not know
                  ) -> Answer:
     "Follow a source until it is stopped; what is not given, the table's file says."
     if strict: raise BadRequest("--strict and --follow are not possible together.",
                                 "Watch scalai_follow_rows_total{to=\"quarantine\"}, or set limits in the contract.")
-    from scalai_nb.data.contract import Contract
     from scalai_nb.core.settings import Settings
+    from scalai_nb.data.contract import Contract
     from scalai_nb.data.follow import Follow
     from scalai_nb.data.table_file import TableFile
     settings = Settings.load()
-    if contract: given["contract"] = Contract.load(contract)
+    if contract: options["contract"] = Contract.load(contract)
     said = TableFile.of_table(table, settings).ingest_options(settings)
-    made = Follow(uri, table, **said | {n: v for n, v in given.items() if v not in (None, [])})
+    made = Follow(uri, table, **said | {n: v for n, v in options.items() if v not in (None, [])})
     follow_until_stopped(made.run, made.text, metrics_port)
     return Answer(made.did.to_dict(), made.text)
 

@@ -23,7 +23,7 @@ from ..core.settings import Settings
 from ..core.storage import filesystem, is_url, veiled
 from . import rollup, source
 from .contract import Contract
-from .event_time import close_until, open_ends, watermark
+from .event_time import check_lateness, close_until, open_ends, watermark
 from .follow_history import History
 from .ingest import Ingested, ingest
 from .read_options import ReadOptions
@@ -115,21 +115,25 @@ class Follow:
                  together: int = 24,  # batches after which small files are joined
                  lateness: float | None = None,  # seconds by which rows may be late; as for `ingest`
                 ):
-        if lateness is not None and period is None:
-            raise BadRequest("Lateness needs a column of times as the period.",
-                             "Name one (period=, or time = in the table's file), or leave the lateness out.", "table")
+        if lateness is not None: check_lateness(period is not None)
         self.uri, self.settings = str(uri), settings or Settings.load()
         self.how = dict(contract=contract, key=key, period=period, fold=fold, settings=self.settings, read=read,
                         lateness=lateness)
         self.limit, self.reach, self.settle, self.together = limit, limit, settle, together
         self.did, self.first = Followed(veiled(self.uri), table), True
-        self.stamps: dict[str, tuple] = {}  # file → what it was when it was looked at
-        self.brought: set[str] = set()  # files whose rows are in the table
-        self.joining: threading.Thread | None = None
-        self.away: float | None = None  # since when the source gives nothing, in seconds since 1970
-        self.topic, now = self._kind(), time.time()
-        self.moved, self.checked = now, now  # when the watermark moved, and when open windows were looked for
-        self.history = History(self.did.uri, table, self.settings, now)
+        self.topic = self._kind()
+        self._start(time.time())
+
+# %% ../../nbs/data/15_follow.ipynb #f20f1f20
+@patch
+def _start(self: Follow, now: float,  # seconds since 1970
+          ) -> None:
+    self.stamps: dict[str, tuple] = {}  # file → what it was when it was looked at
+    self.brought: set[str] = set()  # files whose rows are in the table
+    self.joining: threading.Thread | None = None
+    self.away: float | None = None  # since when the source gives nothing, in seconds since 1970
+    self.moved = self.checked = now  # when the watermark moved, and when open windows were looked for
+    self.history = History(self.did.uri, self.did.table, self.settings, now)
 
 # %% ../../nbs/data/15_follow.ipynb #e71bfd4a
 @patch
@@ -264,12 +268,10 @@ def _join(self: Follow) -> None:
 @patch
 def text(self: Follow) -> str:
     "Say in one line how far it is."
-    d = self.did
-    what = "files" if not self.topic else "versions" if self.uri.startswith(SCHEME) else "messages"
+    d, what = self.did, "files" if not self.topic else "versions" if self.uri.startswith(SCHEME) else "messages"
     parts = [f"{d.rows_good:,} rows", f"{d.rate(time.time()):,.0f}/s", f"{d.lag:,} {what} behind",
-             *([f"{d.rows_refused:,} in quarantine"] if d.rows_refused else []),
-             *([f"{d.rows_late:,} late"] if d.rows_late else []),
-             *([f"{d.rows_ahead:,} ahead of the clock"] if d.rows_ahead else []),
+             *(f"{n:,} {where}" for n, where in ((d.rows_refused, "in quarantine"), (d.rows_late, "late"),
+                                                 (d.rows_ahead, "ahead of the clock")) if n),
              *([f"{len(d.failed)} files could not be read"] if d.failed else []),
              *([f"version {d.version}"] if d.version is not None else []),
              *([f"waits: {d.waiting}"] if d.waiting else [])]

@@ -15,6 +15,8 @@ from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from fastcore.basics import patch
+
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import write_atomic
@@ -31,13 +33,15 @@ class Point:
     late: int = 0  # of them, for windows that were closed
     refused: int = 0  # of them, into quarantine
 
-    def plus(self, other: "Point") -> "Point":
+    def plus(self, other: "Point",  # of the same step
+            ) -> "Point":
         "Add what another follower, or the next look, saw in the same step."
         lags = [n for n in (self.lag, other.lag) if n is not None]
         return Point(self.at, max(lags, default=None), self.rows + other.rows, self.late + other.late,
                      self.refused + other.refused)
 
-def summed(points: Iterable[Point], step: int,  # seconds
+def summed(points: Iterable[Point],  # in any order
+           step: int,  # seconds
           ) -> list[Point]:  # in order
     "Add points up by steps of time."
     found: dict[int, Point] = {}
@@ -54,22 +58,25 @@ SILENT = 120  # seconds after which a follower that did not end is thought to be
 class Follower:
     "A follower as its file shows it."
     uri: str  # of the source, without a password
-    table: str
-    host: str
-    pid: int
+    table: str  # its name
+    host: str  # where it runs
+    pid: int  # of its process
     started: float  # seconds since 1970, as are all times
-    updated: float = 0.
+    updated: float = 0.  # when it wrote this
     ended: bool = False  # in good order
-    lag: int = 0
+    lag: int = 0  # messages, files or versions that are there and not in the table
     waiting: str = ""  # why the source gives nothing now; empty: it does
     failed: int = 0  # files that could not be read
     series: list[list[Point]] = field(default_factory=lambda: [[] for _ in STEPS], repr=False)  # for each of STEPS
 
-    def is_silent(self, now: float) -> bool: return not self.ended and now - self.updated > SILENT
+    def is_silent(self, now: float,  # seconds since 1970
+                 ) -> bool: return not self.ended and now - self.updated > SILENT
 
+# %% ../../nbs/data/14_follow_history.ipynb #4a4802cc
 def _files(table: str, settings: Settings) -> list[Path]: return [*settings.path("follow").glob(f"{table}.*.json")]
 
-def followers(table: str, settings: Settings) -> list[Follower]:  # the one that wrote last is first
+def followers(table: str,  # its name
+              settings: Settings) -> list[Follower]:  # the one that wrote last is first
     "Read what the followers of a table wrote; a file that is damaged is left out."
     found = []
     for f in _files(table, settings):
@@ -82,7 +89,9 @@ def followers(table: str, settings: Settings) -> list[Follower]:  # the one that
 # %% ../../nbs/data/14_follow_history.ipynb #c2ef8ad0
 class History:
     "Writes what a follower sees."
-    def __init__(self, uri: str, table: str, settings: Settings, now: float):
+    def __init__(self, uri: str,  # without a password
+                 table: str,  # its name
+                 settings: Settings, now: float):  # seconds since 1970
         host = socket.gethostname()
         self.state = Follower(uri, table, host, os.getpid(), now)
         self.path = settings.path("follow", f"{table}.{re.sub(r'[^A-Za-z0-9-]', '-', host)}.{os.getpid()}.json")
@@ -92,7 +101,7 @@ class History:
         for f in known:
             if f not in new or now - known[f] > QUIET: f.unlink(missing_ok=True)
 
-    def add(self, now: float,
+    def add(self, now: float,  # seconds since 1970
             did: Any,  # data.follow.Followed
             batch: Any = None,  # data.ingest.Ingested, if one came
            ) -> None:
@@ -105,15 +114,19 @@ class History:
         s.updated, s.lag, s.waiting, s.failed = now, did.lag, did.waiting, len(did.failed)
         if not 0 <= now - self.written < STEPS[0][0]: self.write(now)
 
-    def write(self, now: float, ended: bool = False) -> None:
-        "Write the file. A disk that is full costs the page its newest points, and nothing else."
-        self.state.ended, self.written = ended, now
-        series = [[astuple(p) for p in points] for points in self.state.series]
-        try: write_atomic(self.path, json.dumps(vars(self.state) | {"series": series}))
-        except OSError as e: logger("follow").warning("lag over time is not written", why=str(e))
+# %% ../../nbs/data/14_follow_history.ipynb #79654ae1
+@patch
+def write(self: History, now: float,  # seconds since 1970
+          ended: bool = False) -> None:
+    "Write the file. A disk that is full is no error."
+    self.state.ended, self.written = ended, now
+    series = [[astuple(p) for p in points] for points in self.state.series]
+    try: write_atomic(self.path, json.dumps(vars(self.state) | {"series": series}))
+    except OSError as e: logger("follow").warning("lag over time is not written", why=str(e))
 
 # %% ../../nbs/data/14_follow_history.ipynb #c703f939
-def over_time(table: str, settings: Settings,
+def over_time(table: str,  # its name
+              settings: Settings,
               i: int = 0,  # of STEPS: the last hour, or the last day
              ) -> list[Point]:  # in order; steps in which no follower ran are missing
     "Add up what all followers of a table saw."

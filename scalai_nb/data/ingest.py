@@ -375,8 +375,7 @@ def ingest(
     full = whole_contract(given, batch, uri, have, settings, read, remarks := [])
     _agrees(full, given, have, table)
     rows = _rows(batch, uri, settings, client, stamps, read, accounts := Accounts())
-    size = sum(f["bytes"] for f in batch.files)
-    with reading(size, in_pieces=isinstance(rows, Pieces)), _undone(batch, stamps, settings):
+    with reading(_size(batch), in_pieces=isinstance(rows, Pieces)), _undone(batch, stamps, settings):
         done = _written(rows, batch, full, given, how, settings)
     if done is None or done.already and _unlike(batch, uri, target) != batch:  # others were quicker, with other rows
         return ingest(uri, table, given, key, period, fold, settings, client, read, limit, lateness)
@@ -384,6 +383,8 @@ def ingest(
     return _told(done, batch, accounts, uri, read, [*remarks, *misfit_remarks(full, given, done.refused)])
 
 # %% ../../nbs/data/14_ingest.ipynb #76c10120
+def _size(batch: Plan) -> int: return sum(f["bytes"] for f in batch.files)
+
 def _nothing(batch: Plan, target: TableReader) -> Ingested:  # a topic without a message that is new
     if not target.exists: raise BadRequest(f"{batch.uri} holds no rows.", "Check what is sent there.", "empty")
     return Ingested(batch.table, target.delta().version(), 0, 0, 0, {}, 0., True, batch=batch.batch)

@@ -258,10 +258,6 @@ def process(plan: Plan,
     if bad: _pen(plan, out, pa.concat_tables(bad))
     return out
 
-def _note_times(plan: Plan, part: Part, column: pa.ChunkedArray) -> None:
-    high, ahead = highest(event_times(column, plan.period), time())
-    part.high, part.ahead = max((h for h in (part.high, high) if h is not None), default=None), part.ahead + ahead
-
 def _kept(rows: pa.Table, keep: pa.Array) -> pa.Table:  # without a copy where all that go are at the end
     n = keep.true_count
     return rows.slice(0, n) if keep.slice(0, n).true_count == n else rows.filter(keep)
@@ -273,6 +269,10 @@ def _put(plan: Plan, part: Part, slices: list[pa.Table]) -> list:  # nothing is 
     _good(plan, part, good)
     for c in {c for u in plan.uniques for c in u.columns}: part.spans[c] = _wider(part.spans, c, _span(good[c]))
     return []
+
+def _note_times(plan: Plan, part: Part, column: pa.ChunkedArray) -> None:
+    high, ahead = highest(event_times(column, plan.period), time())
+    part.high, part.ahead = max((h for h in (part.high, high) if h is not None), default=None), part.ahead + ahead
 
 def _wider(spans: dict, column: str, more: tuple | None) -> tuple | None:  # None: not known
     if column not in spans or None in (have := spans[column], more): return more if column not in spans else None

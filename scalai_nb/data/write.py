@@ -29,7 +29,7 @@ from . import delta
 from .batch import batch_facts, batch_lock, batch_state, end_attempt
 from .clean import clean
 from .contract import Contract, as_contract
-from .event_time import MICRO
+from .event_time import MICRO, check_lateness
 from .partition import SLICE, Part, Pieces, Plan, agree, gathered, on_workers, process, summed
 from .period import PERIOD
 from .table_commit import commit_batch
@@ -123,7 +123,8 @@ def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written
         perf_counter() - start,
         True,
         json.loads(said.get("cleaned", "{}")),
-        *_times(json.loads(said.get("late", "{}")), int(said.get("ahead", 0)), json.loads(said.get("watermark", "null"))),
+        *_times(json.loads(said.get("late", "{}")), int(said.get("ahead", 0)),
+                json.loads(said.get("watermark", "null"))),
     )
 
 def _times(late: dict[str, int], ahead: int, mark: int | None) -> tuple[int, int, float | None]:
@@ -172,9 +173,7 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
     final = [n for n in dict.fromkeys([*names, *contract.columns])
              if contract.extra == "keep" or n in contract.columns]
     column = _check_columns(final, key, fold, period)
-    if lateness is not None and not column:
-        raise BadRequest("Lateness needs a column of times as the period.",
-                         "Name one (period=, or time = in the table file), or leave the lateness out.", "table")
+    if lateness is not None: check_lateness(column)
     schema = _target_schema(name, contract, key, fold, settings, table, final)
     return Plan(name, store(settings, "tables", name), store(settings, "quarantine", name), batch,
                 uuid.uuid4().hex[:8], contract, schema, tuple(contract.uniques()), period, column, fold,
@@ -218,8 +217,7 @@ def write(
     settings: Settings | None = None,
     source: str | None = None,  # where the rows come from, kept in the commit: a URI, or `table@version`
     prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
-    # transaction names of the table: `delta.Overtaken` where one has another number than this
-    guard: dict[str, int | None] | None = None,
+    guard: dict[str, int | None] | None = None,  # transaction name → its number: raises `delta.Overtaken` for another
     numbers: dict[str, tuple[int, int]] | None = None,  # further names of the commit, as `delta.commit` says
     lateness: float | None = None,  # seconds by which rows may be late: closes windows, counts late rows
 ) -> Written:
@@ -233,9 +231,8 @@ def write(
         raise BadRequest("replace-period needs to know the rows' period.", "Give period=, a column or a name.",
                          "table")
     frame, names = _named(frame, prepare)
-    plan = _plan(name, contract, key, period, batch, fold, settings,
-                 delta.open_table(target.path) if mode != "overwrite" else None, names, prepare, guard, numbers,
-                 lateness)
+    found = delta.open_table(target.path) if mode != "overwrite" else None
+    plan = _plan(name, contract, key, period, batch, fold, settings, found, names, prepare, guard, numbers, lateness)
     return _write_once(plan, frame, mode, source, target, start)
 
 # %% ../../nbs/data/08_write.ipynb #b1765c95

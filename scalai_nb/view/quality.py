@@ -31,6 +31,7 @@ from ..loop.model_file import model_files
 from ..core.jsonable import several
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE
 from .next_step import next_step
+from .stream import Stream
 from scalai_nb.view.style import (
     Link,
     View,
@@ -47,7 +48,6 @@ from scalai_nb.view.style import (
     period_axis,
     table,
 )
-from .stream import Stream
 from .subject import Subject, watched_tables
 
 # %% ../../nbs/view/22_quality.ipynb #6ce90fe5
@@ -267,18 +267,15 @@ class Page(View):
             return
         self.subject = Subject(models, None, {name: self.readers.get(name, []) for name in names})
         self.subject.to_model()
-        self.which, self.since, self.reason, self.column = (
-            self.subject.table, dropdown("Show", [("all windows", "")]),
-            dropdown("Reason", [("every reason", "")]), dropdown("Column", ["–"])
-        )
+        self.stream, self.which = Stream(self.subject.table.value, self.settings), self.subject.table
+        self.since, self.reason, self.column = (dropdown("Show", [("all windows", "")]),
+                                                dropdown("Reason", [("every reason", "")]), dropdown("Column", ["–"]))
         self.top, self.picture, self.why, self.some, self.past, self.rules = (
             html(""), w.VBox(), html(""), html(""), w.VBox(), html("")
         )
-        self.stream = Stream(self.which.value, self.settings)
         self.bind(self.which, lambda: self.switch(self.subject.to_model))
         self.bind(self.subject.model, lambda: self.switch(self.subject.to_table))
-        for choice, act in ((self.since, self.draw), (self.reason, self.draw),
-                            (self.column, self.remember)):
+        for choice, act in ((self.since, self.draw), (self.reason, self.draw), (self.column, self.remember)):
             self.bind(choice, act)
         self.look()
         self.link = Link(**self.subject.controls, since=self.since, reason=self.reason, column=self.column)
