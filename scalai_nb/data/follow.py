@@ -173,6 +173,7 @@ def step(self: Follow) -> Ingested | None:  # None: nothing is new
     _show(self.did)
     return done
 
+# %% ../../nbs/data/15_follow.ipynb #1e7d6513
 @patch
 def _topic(self: Follow) -> Ingested | None:
     try: done = ingest(self.uri, self.did.table, limit=self.reach, **self.how)

@@ -20,7 +20,7 @@ from ..core.jsonable import several
 from ..core.settings import Settings
 from ..core.svg import BLUE, ORANGE
 from ..data.event_time import late_rows, watermark
-from ..data.follow_history import STEPS, Follower, Point, followers, over_time
+from ..data.follow_history import STEPS, Follower, LagPoint, followers, over_time
 from .style import axis, chip, controls, download, dropdown, figure, follow, html, measured_scale, table
 
 # %% ../../nbs/view/21_stream.ipynb #4ad03023
@@ -43,9 +43,9 @@ def follower_state(f: Follower,  # of a table
     return "attention" if more else "good", f"{f.uri}, followed on {f.host}: {behind}.{more}"
 
 # %% ../../nbs/view/21_stream.ipynb #c8055f3d
-def stretches(points: list[Point],  # in order
+def stretches(points: list[LagPoint],  # in order
               step: int,  # seconds
-              value: Callable[[Point], float | None],  # None: not known
+              value: Callable[[LagPoint], float | None],  # None: not known
              ) -> Iterator[tuple[list[int], list[float]]]:  # times, values
     "Cut points into stretches that a line may connect."
     times, values, known = [], [], [(p.at, v) for p in points if (v := value(p)) is not None]
@@ -130,7 +130,7 @@ def draw(self: Stream) -> None:
     self.children = [html(f"<h2>The stream</h2>{said}{windows}"), *([controls(self.span), *drawn] if drawn else [])]
 
 # %% ../../nbs/view/21_stream.ipynb #8fe653bf
-def _figures(name: str, points: list[Point], step: int, end: float) -> list:  # widgets
+def _figures(name: str, points: list[LagPoint], step: int, end: float) -> list:  # widgets
     rate = lambda n: lambda p: None if p.at + step > end else n(p)/step
     lag, rows, late = (list(stretches(points, step, value)) for value in (
         lambda p: p.lag, rate(lambda p: p.rows), rate(lambda p: p.late)))
