@@ -13,7 +13,7 @@ import pytest
 from conftest import until
 from hypothesis import given
 from hypothesis import strategies as st
-from test_follow import SCALAI, broker, file, follower, number, stop, topic  # noqa: F401 (a fixture)
+from test_follow import SCALAI, broker, file, number, stop, topic  # noqa: F401 (a fixture)
 
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.event_time import LATE, MICRO, EventTime, is_closed, late_rows, watermark
@@ -127,21 +127,26 @@ def test_lateness_without_times_is_refused_in_two_lines(tmp_path):
         assert "Lateness needs a column of times" in said.stderr
 
 
-def described(folder):
+def described(folder, source: str):
     (folder/"tables").mkdir()
     (folder/"trips.yaml").write_text("columns:\n  id: {type: int64}\n  at: {type: timestamp}\n")
     (folder/"tables"/"trips.toml").write_text(
-        f'contract = "trips.yaml"\ntime = "at"\nperiod = "hour"\nlateness = {LATENESS}\n')
+        f'source = "{source}"\ncontract = "trips.yaml"\ntime = "at"\nperiod = "hour"\nlateness = {LATENESS}\n')
+
+
+def by_its_file(folder) -> subprocess.Popen:
+    return subprocess.Popen([SCALAI, "ingest", "trips", "--follow"], cwd=folder, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
 
 
 @pytest.mark.slow
 def test_late_rows_count_once_through_kills(tmp_path, rounds):
     "A file is a batch, in the order of names: so many rows are late, however often the follower is killed."
-    described(tmp_path)
+    described(tmp_path, "inbox/*.csv")
     (inbox := tmp_path/"inbox").mkdir()
     r, batches = random.Random(3), []
     for n in range(24): batches.append([r.uniform(10*n - 60, 10*n + 10) for _ in range(20)])
-    process = follower(tmp_path, "inbox/*.csv")
+    process = by_its_file(tmp_path)
     for n, b in enumerate(batches):
         times = [f"{BEGIN + timedelta(minutes=m):%Y-%m-%dT%H:%M:%S.%f}" for m in b]
         (tmp_path/"part").write_text("id,at\n" + "".join(f"{i},{at}\n" for i, at in enumerate(times)))
@@ -150,7 +155,7 @@ def test_late_rows_count_once_through_kills(tmp_path, rounds):
             time.sleep(r.uniform(.5, 4))
             process.send_signal(signal.SIGKILL)
             process.communicate()
-            process = follower(tmp_path, "inbox/*.csv")
+            process = by_its_file(tmp_path)
     try: assert until(lambda: number(tmp_path) == 480, 120)
     finally: stop(process)
     settings = Settings(root=tmp_path)
@@ -161,8 +166,8 @@ def test_late_rows_count_once_through_kills(tmp_path, rounds):
 @pytest.mark.slow
 def test_a_topic_with_late_rows(broker, tmp_path):  # noqa: F811 (a fixture)
     from confluent_kafka import Producer
-    described(tmp_path)
-    uri, sent = topic(broker, "events"), 0
+    described(tmp_path, topic(broker, "events"))
+    sent = 0
     made = Producer({"bootstrap.servers": broker.address, "log_level": 0})
     def send(*minutes):
         nonlocal sent
@@ -172,7 +177,7 @@ def test_a_topic_with_late_rows(broker, tmp_path):  # noqa: F811 (a fixture)
             sent += 1
         assert made.flush(60) == 0
         assert until(lambda: number(tmp_path) == sent, 60)
-    process = follower(tmp_path, uri)
+    process = by_its_file(tmp_path)
     try:
         send(10, 5, 58, 70)
         send(59, 57, 74)  # an hour and fourteen minutes less a quarter of an hour: the first window is open
