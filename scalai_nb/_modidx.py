@@ -1987,6 +1987,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'scalai_nb/data/follow_history.py'),
                                                'scalai_nb.data.follow_history._files': ( 'data/follow_history.html#_files',
                                                                                          'scalai_nb/data/follow_history.py'),
+                                               'scalai_nb.data.follow_history.at_work': ( 'data/follow_history.html#at_work',
+                                                                                          'scalai_nb/data/follow_history.py'),
                                                'scalai_nb.data.follow_history.followers': ( 'data/follow_history.html#followers',
                                                                                             'scalai_nb/data/follow_history.py'),
                                                'scalai_nb.data.follow_history.over_time': ( 'data/follow_history.html#over_time',

@@ -20,7 +20,7 @@ from ..core.jsonable import several
 from ..core.settings import Settings
 from ..core.svg import BLUE, ORANGE
 from ..data.event_time import late_rows, watermark
-from ..data.follow_history import STEPS, Follower, LagPoint, followers, over_time
+from ..data.follow_history import STEPS, Follower, LagPoint, at_work, followers, over_time
 from .style import axis, chip, controls, download, dropdown, figure, follow, html, measured_scale, table
 
 # %% ../../nbs/view/21_stream.ipynb #4ad03023
@@ -120,9 +120,8 @@ def draw(self: Stream) -> None:
     "Draw what the followers wrote."
     i, now, windows = self.span.value, time.time(), event_windows(self.name, self.settings)
     if not self.found and not windows: self.children = []; return
-    at_work = [f for f in self.found if not f.ended] or self.found[:1]
     said = "".join(f"<p>{chip(level, WORDS[level])} {escape(sentence)}</p>"
-                   for level, sentence in (follower_state(f, now) for f in at_work))
+                   for level, sentence in (follower_state(f, now) for f in at_work(self.found, now)))
     step, limit = STEPS[i]
     end = max((f.updated for f in self.found), default=now)
     points = [p for p in over_time(self.name, self.settings, i) if p.at >= end - step*limit]
