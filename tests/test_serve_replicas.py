@@ -49,6 +49,7 @@ def test_a_front_passes_on_what_it_gets_and_answers_for_all(made, tmp_path):  # 
 @pytest.mark.parametrize(("words", "message"), [
     (["--replicas", "here"], "--replicas has 'here', expected HOST:PORT."),
     (["churn", "--replicas", "a:1"], "--replicas and the model 'churn' are not possible together."),
+    (["--replicas", "@none"], "--replicas cannot read none: No such file or directory."),
     (["--replicas", "a:1,a:1"], "--replicas names a:1 twice.")], ids=str)
 def test_a_front_that_cannot_be_is_refused_in_two_lines(tmp_path, words, message):
     done = scalai("serve", *words, cwd=tmp_path)
