@@ -125,7 +125,7 @@ def test_no_request_is_lost_behind_a_proxy(kind, made, tmp_path, rounds):  # noq
         assert until(lambda: socket.socket().connect_ex(("127.0.0.1", front)) == 0)
         client = Client(url, tmp_path/"row.json", 8)
         try:
-            for _ in range(rounds(1, soak=15)):
+            for _ in range(rounds(1, soak=6)):
                 faults(url, three, lambda: process.send_signal(RELOAD[kind]))
         finally: found = client.end()
     rounds.note(requests=found["answered"], failed=found["answered"] - found["counts"].get("200", 0))
