@@ -166,7 +166,7 @@ def test_a_compose_project_is_one(late):
     compose_spec.PyCompose.from_yaml(yaml.safe_dump(project))  # it reads no merge keys
     for s in services(settings):
         found = project["services"][s.name]
-        assert found["read_only"] and found["cap_drop"] == ["ALL"] and found["user"] == "65532:65532"
+        assert found["read_only"] and found["cap_drop"] == ["ALL"] and found["user"] == "10001:10001"
         assert int(found["stop_grace_period"][:-1]) > s.grace and found["healthcheck"]["test"][0] == "CMD"
     (late/"haproxy.cfg").write_text(next(f.text for f in compose_files(settings, late) if f.path == "haproxy.cfg"))
     programs("haproxy")

@@ -41,7 +41,8 @@ def remarks(kind: str,  # one of `KINDS`
            ) -> list[str]:
     "List what an operator should know of these settings."
     found = []
-    if kind in ("compose", "kubernetes"): found.append("The images are not built by this release.")
+    if kind in ("compose", "kubernetes"):
+        found.append("Build the images first: docker build --target serve, ingest, dash, tracking and worker.")
     if kind == "kubernetes" and not settings.jobs.database:
         found.append("[jobs] database is SQLite: all pods have to be on one node. Set it to a PostgreSQL.")
     if kind == "kubernetes" and settings.deploy.tracking and not (settings.deploy.tracking_store

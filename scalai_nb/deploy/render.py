@@ -28,6 +28,7 @@ def _templates() -> Environment:
     found = Environment(loader=FileSystemLoader(Path(scalai_nb.__file__).parent/"deploy"/"templates"),
                         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     found.filters |= {"yaml": lambda value: json.dumps(value, ensure_ascii=False), "compose": compose_word}
+    found.globals["image_of"] = lambda role: {"scheduler": "worker"}.get(role, role)  # the Dockerfile's target
     return found
 
 def render(template: str,  # its path below templates/, without .j2
