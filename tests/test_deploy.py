@@ -171,7 +171,7 @@ def test_a_compose_project_is_one(late):
     (late/"haproxy.cfg").write_text(next(f.text for f in compose_files(settings, late) if f.path == "haproxy.cfg"))
     programs("haproxy")
     subprocess.run(["haproxy", "-c", "-f", late/"haproxy.cfg"], check=True, capture_output=True)
-    assert project["services"]["tracking"]["depends_on"] == {"database": {"condition": "service_healthy"}}
+    assert project["services"]["tracking"]["depends_on"]["database"] == {"condition": "service_healthy"}
 
 
 def test_manifests_are_valid_and_a_pod_has_time_to_end(late):
