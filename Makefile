@@ -112,10 +112,11 @@ bench-serve: dev
 	@$(BIN)/python tests/bench/serve.py
 	@$(BIN)/python tests/bench/sentences.py
 
-# Stores next to their clients alone: Kafka 4 up to Arrow and up to a table, whole and with broken messages (three minutes).
+# Stores next to their clients alone: Kafka 4 up to Arrow and up to a table, whole and with broken messages (three minutes); a followed table after a simulated hour (ten).
 bench-stores: dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores.py
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores_follow.py
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores_hour.py
 
 clean:
 	rm -rf build dist *.egg-info tests/output .pytest_cache .hypothesis
