@@ -15,12 +15,9 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+import scalai_nb.cli.operations  # noqa: F401
 from .. import __version__
-<<<<<<< HEAD
-from . import apps, contract, data, jobs, models, monitor, operations, schedule, serve, workspace  # noqa
-=======
 from . import apps, contract, data, deploy, jobs, models, monitor, schedule, serve, workspace  # noqa: F401
->>>>>>> bd33ca82692dd6a2978c354538a97ac8b95f67d1
 from .verb import app, call, option
 from ..core.lean_arrow import without_pandas
 
