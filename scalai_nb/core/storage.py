@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VEIL', 'publish', 'is_url', 'veiled', 'passwords', 'real_place', 'like_before', 'filesystem', 'write_atomic',
-           'read_bytes', 'exists', 'shared', 'Freed']
+           'read_bytes', 'exists', 'RangeFile', 'range_file', 'shared', 'Freed']
 
 # %% ../../nbs/core/04_storage.ipynb #6bb9118c
 import ctypes
@@ -222,6 +222,33 @@ def exists(place: Path | str) -> bool:
     "Check whether a file or folder is there, locally or behind a URL."
     fs, path = filesystem(place)
     return fs.exists(path)
+
+# %% ../../nbs/core/04_storage.ipynb #401a097b
+class RangeFile:
+    "Some bytes of a file, at their place in it; what lies elsewhere is asked for."
+    def __init__(self, data: bytes, start: int,
+                 others=None,  # others(start, end): bytes, or a buffer
+                 size: int | None = None,  # of the file; None: it ends where the bytes do
+                ):
+        self.data, self.start, self.at, self.closed, self.others = memoryview(data), start, 0, False, others
+        self.size = start + len(data) if size is None else size
+
+    def seek(self, to: int, whence: int = 0): self.at = to + (0, self.at, self.size)[whence]
+    def tell(self) -> int: return self.at
+    def close(self): self.closed, self.others = True, None
+    def read(self, n: int = -1):  # of the buffer protocol
+        end = self.size if n < 0 else min(self.at + n, self.size)
+        if end <= self.at: return b""
+        begin, to = self.at - self.start, end - self.start
+        here = not self.others or 0 <= begin <= to <= len(self.data)
+        self.at, begins = end, self.at
+        return self.data[begin:to] if here else self.others(begins, end)
+
+def range_file(fs, path: str,  # a file system of fsspec, and a file there
+              ) -> RangeFile:
+    "Open a file of a store without a cache."
+    file = fs.open(path, "rb")
+    return RangeFile(b"", 0, getattr(file, "fetch", lambda a, b: fs.cat_file(path, start=a, end=b)), file.size)
 
 # %% ../../nbs/core/04_storage.ipynb #d45c33dc
 def shared(connection,  # sqlite3.Connection

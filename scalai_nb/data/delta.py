@@ -22,10 +22,11 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.fs import FSSpecHandler
 
 from ..core.delta_log import transactions
 from ..core.errors import BadRequest, Unreachable, WorkFailed
-from ..core.storage import filesystem, is_url, write_atomic
+from ..core.storage import filesystem, is_url, range_file, write_atomic
 
 # %% ../../nbs/data/06_delta.ipynb #25636cb4
 def open_table(path: str, version: int | None = None):  # deltalake.DeltaTable, or None where there is no table
@@ -436,7 +437,11 @@ def _system(place: str):  # the Arrow file system of a table, and the table's pa
     if place.startswith("file://") or not is_url(place):
         return fs.LocalFileSystem(), unquote(place.removeprefix("file://")).rstrip("/")
     system, path = filesystem(place)
-    return fs.PyFileSystem(fs.FSSpecHandler(system)), path.rstrip("/")
+    return fs.PyFileSystem(_Files(system)), path.rstrip("/")
+
+class _Files(FSSpecHandler):
+    "Files of a store, without a cache of their own: Arrow knows which ranges it needs."
+    def open_input_file(self, path): return pa.PythonFile(range_file(self.fs, path), mode="r")
 
 # %% ../../nbs/data/06_delta.ipynb #c13a5fa2
 def live(table, batch: str, period: str | None, attempt: str | None = None) -> bool:
