@@ -1748,6 +1748,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'scalai_nb/data/delta.py'),
                                       'scalai_nb.data.delta._Asked.get': ('data/delta.html#_asked.get', 'scalai_nb/data/delta.py'),
                                       'scalai_nb.data.delta._Files': ('data/delta.html#_files', 'scalai_nb/data/delta.py'),
+                                      'scalai_nb.data.delta._Files.__init__': ( 'data/delta.html#_files.__init__',
+                                                                                'scalai_nb/data/delta.py'),
                                       'scalai_nb.data.delta._Files.open_input_file': ( 'data/delta.html#_files.open_input_file',
                                                                                        'scalai_nb/data/delta.py'),
                                       'scalai_nb.data.delta._created': ('data/delta.html#_created', 'scalai_nb/data/delta.py'),
