@@ -818,8 +818,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'scalai_nb.core.storage.RangeFile': ('core/storage.html#rangefile', 'scalai_nb/core/storage.py'),
                                         'scalai_nb.core.storage.RangeFile.__init__': ( 'core/storage.html#rangefile.__init__',
                                                                                        'scalai_nb/core/storage.py'),
-                                        'scalai_nb.core.storage.RangeFile.close': ( 'core/storage.html#rangefile.close',
-                                                                                    'scalai_nb/core/storage.py'),
                                         'scalai_nb.core.storage.RangeFile.read': ( 'core/storage.html#rangefile.read',
                                                                                    'scalai_nb/core/storage.py'),
                                         'scalai_nb.core.storage.RangeFile.seek': ( 'core/storage.html#rangefile.seek',

@@ -99,7 +99,8 @@ def _fetched(uri: str, f, meta, groups: list[int], columns: list[str] | None):
         here = ask(start, end) if whole and end > start else b""
         return pa.PythonFile(RangeFile(here, start, ask, f.size), "r")
 
-def _of_store(uri: str, f, meta, text, groups: list[int], columns, rows: int, threads: bool) -> Iterator[pa.RecordBatch]:
+def _of_store(uri: str, f, meta, text, groups: list[int], columns, rows: int,
+              threads: bool) -> Iterator[pa.RecordBatch]:
     "Read row groups, so many rows of them at a time."
     import pyarrow.parquet as pq
     for run in grouped(groups, rows, lambda g: meta.row_group(g).num_rows):

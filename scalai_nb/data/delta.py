@@ -441,7 +441,8 @@ def _system(place: str, sizes: dict[str, int]):  # the Arrow file system of a ta
     from deltalake.fs import DeltaStorageHandler
     system, path = filesystem(place)
     root = path.rstrip("/")
-    return fs.PyFileSystem(_Files(system, root, None if _hdfs(place) else DeltaStorageHandler(place, None, sizes))), root
+    client = None if _hdfs(place) else DeltaStorageHandler(place, None, sizes)
+    return fs.PyFileSystem(_Files(system, root, client)), root
 
 class _Files(FSSpecHandler):
     "Files of a store, by deltalake's client, or as `range_file` opens them."

@@ -115,12 +115,16 @@ def _object(data, at, names, bounds, kinds, cells, lengths, floats, seen, r, row
         at = _space(data, at + 1)
     return -1
 
+# %% ../../nbs/data/05_json_scan.ipynb #5de6f902
 @numba.njit(cache=True, nogil=True)
 def scan(data,  # uint8, read-only: messages, each with a line break behind it
          starts,  # int64 (messages + 1,): of each, and the end
-         names, bounds,  # uint8, int64: of the columns, one behind another
-         kinds,  # uint8, of each column
-         cells, lengths, floats,  # int64, int32, float64 (columns, messages), filled, floats in the cells' memory; length -1: null
+         names,  # uint8: of the columns, one behind another
+         bounds,  # int64 (columns + 1,): where each name begins, and the end
+         kinds,  # uint8 (columns,)
+         cells,  # int64 (columns, messages), filled: numbers, or where texts begin
+         lengths,  # int32 (columns, messages), filled: of texts; -1: null
+         floats,  # float64 (columns, messages), filled: the memory of the cells
          others,  # int64 (messages,), filled: those that are not understood
         ):  # how many are
     "Read the cells of those messages that are flat objects."
@@ -132,9 +136,11 @@ def scan(data,  # uint8, read-only: messages, each with a line break behind it
         else: others[row - r] = row
     return r
 
+# %% ../../nbs/data/05_json_scan.ipynb #0059bd84
 @numba.njit(cache=True, nogil=True)
 def gather(data,  # uint8, read-only
-           begins, lengths,  # int64, int32 (rows,): of texts; a length of -1: null
+           begins,  # int64 (rows,): of texts
+           lengths,  # int32 (rows,); -1: null
           ):  # int32 offsets, uint8 bytes
     "Put texts one behind another."
     offsets = np.zeros(len(begins) + 1, np.int32)

@@ -26,17 +26,18 @@ from . import readers
 from .kafka_values import OPTIONS, Format, value_format
 from .readers import Source, grouped, needs
 
-# %% ../../nbs/data/05_kafka.ipynb #0305378f
-OWN = ("from", "metadata", *OPTIONS)  # what a URI says to this reader; the rest is librdkafka's
-
-def _query(uri: str) -> dict[str, str]: return dict(parse_qsl(urlsplit(str(uri)).query))
-
+# %% ../../nbs/data/05_kafka.ipynb #45f74b54
 def topic_name(uri: str,  # `kafka://host:port/topic`
               ) -> str:
     "Return the topic that a URI names. Raises `BadRequest` where it names none."
     parts = urlsplit(str(uri))
     if parts.scheme == "kafka" and parts.hostname and (name := unquote(parts.path.strip("/"))): return name
     raise BadRequest(f"{veiled(uri)} names no topic.", "Say kafka://host:9092/topic.", "source")
+
+# %% ../../nbs/data/05_kafka.ipynb #0305378f
+OWN = ("from", "metadata", *OPTIONS)  # what a URI says to this reader; the rest is librdkafka's
+
+def _query(uri: str) -> dict[str, str]: return dict(parse_qsl(urlsplit(str(uri)).query))
 
 def connection(uri: str,  # `kafka://[user:password@]host:port/topic`, with settings of librdkafka
               ) -> dict:  # settings of a client
@@ -106,6 +107,7 @@ class Topic:
     consumer: object  # confluent_kafka.Consumer
     options: dict  # its settings
     errors: list  # that it reported and that were not looked at yet
+    admin: object = None  # confluent_kafka's AdminClient, once it was needed
 
 # %% ../../nbs/data/05_kafka.ipynb #c175b779
 @contextmanager
@@ -138,8 +140,8 @@ def _id(topic: Topic) -> str | None:  # None: the broker does not say
     driver = needs("confluent_kafka", "kafka", "Kafka")
     from confluent_kafka.admin import AdminClient
     try:
-        client = AdminClient(topic.options)  # held until it has answered
-        asked = client.describe_topics(driver.TopicCollection([topic.name]), request_timeout=10)
+        topic.admin = topic.admin or AdminClient(topic.options)
+        asked = topic.admin.describe_topics(driver.TopicCollection([topic.name]), request_timeout=10)
         id = asked[topic.name].result(10).topic_id
     except (driver.KafkaException, TimeoutError) as e:  # an old broker
         logger("kafka").warning("the topic has no id that is known", topic=topic.name, why=str(e))

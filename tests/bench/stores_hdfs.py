@@ -118,10 +118,10 @@ def section(count: int, rounds: int, load: float) -> str:
             cpu, wall = zip(*each)
             times = [statistics.median(a[i]/b[i] for a, b in zip(each, spent["scalai"])) for i in (0, 1)]
             raw = "; ".join(", ".join(f"{x:.2f}" for x in side) for side in (cpu, wall))
-            lines.append(f"| {name} | {what} | {reader} | {statistics.median(cpu):.2f} | {statistics.median(wall):.2f} |"
-                         f" {times[0]:.2f} | {times[1]:.2f} | {raw} |")
-    lines += ["", "× says how many times the rows of that line's reader ours reads in the same time (at least .9 is the"
-              " target).", ""]
+            cells = [name, what, reader, *(f"{x:.2f}" for x in (*map(statistics.median, (cpu, wall)), *times)), raw]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "× says how many times the rows of that line's reader ours reads in the same time (at least .9 is"
+              " the target).", ""]
     return "\n".join([*lines, stamp(f"python tests/bench/stores_hdfs.py --rows {count} --rounds {rounds}", load), ""])
 
 
