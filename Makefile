@@ -17,7 +17,7 @@ dev: .venv/.dev
 	@echo "Installing into .venv (about a minute) ..."
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	@$(INSTALL) -e .
+	@$(INSTALL) -e '.[all]'
 	@touch $@
 
 .venv/.dev: .venv/.installed

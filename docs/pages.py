@@ -10,7 +10,7 @@ import nbformat
 
 ROOMS = {"core": "Core", "jobs": "Jobs", "data": "Data", "training": "Training", "compression": "Compression",
          "monitor": "Monitoring", "serving": "Serving", "loop": "The loop", "view": "Views", "dash": "Dashboards",
-         "cli": "Code of the commands"}
+         "deploy": "Deployment", "cli": "Code of the commands"}
 OUTSIDE = re.compile(r"\[([^\]]+)\]\((\.\./\.\./[^)]+)\)")  # a link out of nbs/
 NEIGHBOUR = re.compile(r"""\s(?:href|src)=(["'])(?!https?:|#|data:)[^"']*\1""")  # in an output: a page of the running product
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

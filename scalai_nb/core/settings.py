@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'SILENT', 'SECRETS', 'Section', 'WorkspaceSection', 'DataSection', 'ClusterSection', 'TrackingSection',
            'JobsSection', 'WorkflowSection', 'MonitorSection', 'RetrainSection', 'GateSection', 'AppsSection',
-           'ServeSection', 'AlertsSection', 'Settings', 'find_settings', 'observe']
+           'ServeSection', 'AlertsSection', 'DeploySection', 'Settings', 'find_settings', 'observe']
 
 # %% ../../nbs/core/02_settings.ipynb #d5f15c71
 import configparser
@@ -114,6 +114,7 @@ class GateSection(Section):
 class AppsSection(Section):
     "Set the address, tokens and limits of the dashboards."
     port: int = Field(8866, ge=0, le=65535)  # of the gateway; 0: any free one
+    host: str = "127.0.0.1"  # 0.0.0.0: every network, behind a proxy that adds TLS
     token: str = ""  # of editors, 16 characters or more; empty: a new one at every start
     viewer_token: str = ""  # of those who look and change nothing; likewise
     session: float = Field(12, gt=0)  # hours after which a visitor has to log in again
@@ -180,6 +181,21 @@ class AlertsSection(Section):
     attempts: int = Field(3, ge=1, le=10)
     repeat: float = Field(3600, ge=0)  # seconds after which the same open case is reported again
 
+# %% ../../nbs/core/02_settings.ipynb #ab060a18
+class DeploySection(Section):
+    "Set which services run in production, and how many of each."
+    name: str = ""  # of the whole, in containers and clusters; empty: the workspace's folder
+    models: str = ""  # that are served, separated by commas; empty: all with a model file
+    follow: str = ""  # tables whose source is followed, separated by commas; empty: those that a topic fills
+    serve_min: int = Field(1, ge=1)  # replicas of the HTTP service
+    serve_max: int = Field(4, ge=1)  # likewise, under load
+    rows_in_flight: int = Field(500, ge=1)  # of one replica, above which another is started
+    tracking: bool = True  # run MLflow's server
+    tracking_port: int = Field(5000, ge=0, le=65535)  # 0: any free one
+    tracking_store: str = ""  # SQLAlchemy URL of its database, as postgresql://…; empty: SQLite in `home`
+    image: str = "scalai-nb"  # name of the images before their role, as registry.example/team/scalai-nb
+    tag: str = ""  # of the images; empty: the package's version
+
 # %% ../../nbs/core/02_settings.ipynb #fbb22d44
 class Settings(Section):
     "All sections, and where they were found."
@@ -196,6 +212,7 @@ class Settings(Section):
     apps: AppsSection = AppsSection()
     serve: ServeSection = ServeSection()
     alerts: AlertsSection = AlertsSection()
+    deploy: DeploySection = DeploySection()
 
     @property
     def home(self) -> Path: return (self.root/self.workspace.home).absolute()

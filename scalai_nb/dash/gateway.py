@@ -320,14 +320,16 @@ def dash(apps: list[str] | None = None,  # names or paths of app notebooks; none
          open_browser: bool = False,  # whether to open the link in a browser
          settings: Settings | None = None,
          announce=None,  # called with the link once it works; none: print it
+         host: str | None = None,  # to listen on; none: [apps] host of the settings
         ) -> None:
     "Show the dashboards until Ctrl-C or SIGTERM. The link is the editors'; the first page has one for viewers."
     settings = settings or Settings.load()
     chosen, tokens = find_apps(apps, settings), choose_tokens(settings)
     networks(settings.apps.proxy)  # refused now
     app = gateway(chosen, tokens, settings)
-    sock = bind_port(settings.apps.port if port is None else port)
-    link = f"http://127.0.0.1:{sock.getsockname()[1]}/?token={tokens['editor']}"
+    host = host or settings.apps.host
+    sock = bind_port(settings.apps.port if port is None else port, host)
+    link = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{sock.getsockname()[1]}/?token={tokens['editor']}"
     def ready():
         (announce or (lambda text: print(text, flush=True)))(link)
         if open_browser: webbrowser.open(opened.enter_context(redirect_file(link)))

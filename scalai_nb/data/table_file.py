@@ -112,19 +112,43 @@ def ingest(self: TableFile,
            settings: Settings | None = None,
           ) -> list:  # of data.ingest.Ingested, one a file
     "Bring the source's rows into the table, exactly once."
-    from scalai_nb.data.contract import Contract
     from scalai_nb.data.ingest import ingest
-    settings = settings or Settings.load()
-    if not self.source: raise BadRequest(f"The table {self.name!r} has no source.",
-                                         f"Write source = … into {table_file(self.name, settings)}.", "table")
-    if self.period:
-        settings = settings.model_copy(update={"monitor": settings.monitor.model_copy(update={"period": self.period})})
-    contract = Contract.load(settings.root/self.contract) if self.contract else None
-    key, done = self.key or None, []
+    settings = self.settings_for(settings)
+    contract, key, done = self.rules(settings), self.key or None, []
     for part in self.parts(settings):
         period = self.time or self.next_batch(settings)
         done.append(ingest(part, self.name, contract, key, period, key, settings, read=self.read))
     return done
+
+# %% ../../nbs/data/19_table_file.ipynb #64add9c9
+@patch
+def follow(self: TableFile,
+           settings: Settings | None = None,
+          ):  # data.follow.Follow, whose `run` goes on until it is stopped
+    "Follow the source: bring what is added to it."
+    from scalai_nb.data.follow import Follow
+    settings, key = self.settings_for(settings), self.key or None
+    return Follow(self.uri(settings), self.name, self.rules(settings), key, self.time or None, key, settings,
+                  self.read)
+
+# %% ../../nbs/data/19_table_file.ipynb #ed5b7d19
+@patch
+def settings_for(self: TableFile,
+                 settings: Settings | None = None,
+                ) -> Settings:
+    "Return the settings with this table's own length of a window. Raises `BadRequest` for a table without a source."
+    settings = settings or Settings.load()
+    if not self.source: raise BadRequest(f"The table {self.name!r} has no source.",
+                                         f"Write source = … into {table_file(self.name, settings)}.", "table")
+    if not self.period: return settings
+    return settings.model_copy(update={"monitor": settings.monitor.model_copy(update={"period": self.period})})
+
+@patch
+def rules(self: TableFile,
+          settings: Settings):  # data.contract.Contract; None: types only
+    "Read the contract that rows must satisfy."
+    from scalai_nb.data.contract import Contract
+    return Contract.load(settings.root/self.contract) if self.contract else None
 
 # %% ../../nbs/data/19_table_file.ipynb #517576c8
 @patch

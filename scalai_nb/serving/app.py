@@ -15,6 +15,7 @@ import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import orjson
@@ -336,6 +337,9 @@ def too_long(limit: int,  # bytes
 
 # %% ../../nbs/serving/16_app.ipynb #6dbb6d81
 def _arrow(*given: Any) -> RequestRows:
+    if find_spec("pyarrow") is None:
+        raise Refused(415, "content_type", "This service reads no Arrow: pyarrow is not installed there.",
+                      "Send JSON, or on the server: pip install 'scalai-nb[data]'")
     from scalai_nb.serving.arrow_body import arrow_rows
     return arrow_rows(*given)
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from contextlib import AbstractAsyncContextManager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -101,6 +102,9 @@ def observation(config: dict,  # of the service's workers; the path of the socke
             raise BadRequest(f"[serve] {on[0]} needs the observer, and observe = false.",
                              f"Leave observe = false or {on[0]} out.", "settings")
         return nullcontext()
+    if missing := next((m for m in ("pyarrow", "numba", "deltalake") if find_spec(m) is None), None):
+        raise BadRequest(f"[serve] observe = true needs {missing}, which is not installed.",
+                         "Set observe = false, or: pip install 'scalai-nb[data]'", "install")
     name = f"{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(3)}"
     made = Observation({"service": name, "settings": settings.model_dump(mode="json"), "url": url,
                         "parent": os.getpid(), "host": socket.gethostname(), "workers": workers,

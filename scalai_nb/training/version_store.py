@@ -19,7 +19,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
-from ..core.errors import BadRequest, ScalaiError, nearest
+from ..core.errors import BadRequest, ScalaiError, Unreachable, nearest
 from ..core.logs import logger
 from ..core.storage import write_atomic
 from .model_version import ModelVersion, write_files
@@ -284,8 +284,16 @@ def describe_version(self: VersionStore,
 def pointer(self: VersionStore,
             name: str,  # of the model
            ) -> Pointer:
-    "Return what servers may load of a model, its file written anew where it does not say what the registry says."
-    if name not in self.names(): raise self.unknown(name, "version")
+    """Return what servers may load of a model, its file written anew where it does not say what the registry says.
+
+    Where the registry does not answer, or this process may not write, the file holds as it is."""
     kept = _read(pointer_path(self.settings.home, name))
-    if kept and kept.aliases == self.state(name)[0]: return kept
-    with self.changing(name): return self.write_pointer(name, self.state(name)[0])
+    try:
+        if name not in self.names(): raise self.unknown(name, "version")
+        if kept and kept.aliases == self.state(name)[0]: return kept
+        with self.changing(name): return self.write_pointer(name, self.state(name)[0])
+    except (Unreachable, OSError) as e:
+        if kept is None: raise
+        logger("registry").warning("what was promoted last is served; the registry cannot be asked", model=name,
+                                   why=str(e).splitlines()[0])
+        return kept
