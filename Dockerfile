@@ -72,7 +72,7 @@ CMD ["scalai", "serve", "--host", "0.0.0.0", "--port", "8000"]
 FROM base AS ingest
 COPY --from=build-ingest /opt /opt
 EXPOSE 9110
-ENTRYPOINT ["scalai", "ingest", "--follow", "--metrics-host", "0.0.0.0", "--metrics-port", "9110"]
+CMD ["scalai", "ingest", "--help"]
 
 FROM base AS dash
 COPY --from=build-dash /opt /opt

@@ -76,6 +76,26 @@ def test_what_cannot_be_followed_is_refused_in_two_lines(tmp_path):
         assert "cannot be followed" in said.stderr
 
 
+def test_a_followed_table_has_few_files_however_long_it_is_followed(tmp_path):
+    "Between two joins come 10 batches; a join leaves a file a window. The hour at 5,000 rows a second: stores_hour."
+    from scalai_nb.data.event_time import late_rows
+    from scalai_nb.data.follow import Follow
+    (inbox := tmp_path/"inbox").mkdir()
+    settings = Settings(root=tmp_path, monitor={"period": "hour"})
+    how, seen = dict(period="at", lateness=60, settle=0, together=10, settings=settings), []
+    follow = Follow(f"{inbox}/*.csv", "trips", **how)
+    for n in range(32):
+        at = "".join(f"2026-03-01T{5 + n//20:02}:{n%20*3 + k:02}:00\n" for k in range(3))
+        (inbox/f"{n:03}.csv").write_text(f"at\n{at}")
+        assert follow.step().rows_good == 3
+        if follow.joining: follow.joining.join()
+        seen.append(len(Table("trips", settings).delta().file_uris()))
+    assert max(seen) <= 10 + 3 and seen[-1] == 4, seen
+    assert {p: x.rows for p, x in Table("trips", settings).profiles().items()} == {
+        "2026-03-01T05": 60, "2026-03-01T06": 36}
+    assert len(windows(settings)) <= 13 and not late_rows("trips", settings)
+
+
 def message(i: int) -> bytes: return json.dumps({"id": i, "minutes": i/2}).encode()
 
 

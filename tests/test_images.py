@@ -39,7 +39,8 @@ def test_the_image_of_the_service_is_small_and_says_what_is_in_it(docker):
     assert image["Size"] - base["Size"] <= 250e6, (image["Size"], base["Size"])
     assert image["Config"]["User"] == "10001:10001"
     assert image["Config"]["Labels"]["org.opencontainers.image.revision"] == "abc123"
-    listed = json.loads(docker.call("run", "--rm", "--network", "none", "serve", "cat", "/opt/scalai/sbom.json").stdout)
+    listed = json.loads(docker.call("run", "--rm", "--network", "none", "serve", "cat",
+                                    "/opt/scalai/sbom.json").stdout)
     names = {c["name"].lower() for c in listed["components"]}
     assert {"onnxruntime", "uvicorn", "numpy"} <= names
     assert not names & {"torch", "pandas", "numba", "mlflow", "dask", "pip", "setuptools"}

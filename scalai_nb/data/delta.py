@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Iterable
-from functools import reduce
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
 from operator import and_
 from pathlib import Path
 from time import sleep, time
@@ -134,6 +134,8 @@ def commit(path: str,  # of the Delta table; made by its first batch
            guard: dict[str, int | None] | None = None,
            # `forget` may close the log to files that begin with `prefix`: raises `Overtaken` then
            closable: bool = False,
+           # what the log says of a name → further names with their numbers, and facts
+           derived: Callable[[Callable], tuple[dict[str, int], dict[str, str]]] | None = None,
           ) -> tuple[int, bool]:  # version that holds the batch, and whether it was there before
     "Add files to a Delta table as one commit, exactly once, also when others try."
     from deltalake.exceptions import CommitFailedError, DeltaError
@@ -154,9 +156,11 @@ def commit(path: str,  # of the Delta table; made by its first batch
         if outcome is not None: names[f"outcome:{batch}"] = outcome
         if attempt: names[f"attempt:{batch}"] = int(attempt, 16)
         if closable: names[f"files:{prefix}"] = CLOSED + 1
+        more, found = derived(partial(transaction_version, table)) if derived else ({}, {})
         actions = adds if seen is None else _instead(table, prefix, adds)
         try:
-            try_commit(path, table, actions, schema, partition, replace, _transaction(at, names, facts or {}))
+            properties = _transaction(at, names | more, (facts or {}) | found)
+            try_commit(path, table, actions, schema, partition, replace, properties)
             return at, False
         except CommitFailedError: back_off(n)
         except Unreachable as e:  # HDFS was away: whether it has the commit, its log will say

@@ -362,10 +362,11 @@ def ingest(
     settings: Settings | None = None, client=None,  # distributed.Client, whose workers read; default: this process
     read: ReadOptions | None = None,  # how files are written; what it leaves open is found in them
     limit: int | None = None,  # of a topic's messages, about; default: all that are there
+    lateness: float | None = None,  # seconds by which rows may be late: closes windows, counts late rows
 ) -> Ingested:
     "Bring a source's rows into a table, exactly once."
-    settings, given = settings or Settings.load(), as_contract(contract)
-    if not isinstance(uri, (str, Path)): return _ingest_frame(uri, table, given, key, period, fold, settings)
+    settings, given, how = settings or Settings.load(), as_contract(contract), (key, period, fold, lateness)
+    if not isinstance(uri, (str, Path)): return _ingest_frame(uri, table, given, how, settings)
     stamps, target, uri = _stamps(str(uri), settings), TableReader(table, settings), str(uri)
     batch = _unlike(plan(uri, table, given, period, settings, read, limit), uri, target)
     have = target.schema if target.exists else None
@@ -374,15 +375,16 @@ def ingest(
     full = whole_contract(given, batch, uri, have, settings, read, remarks := [])
     _agrees(full, given, have, table)
     rows = _rows(batch, uri, settings, client, stamps, read, accounts := Accounts())
-    size = sum(f["bytes"] for f in batch.files)
-    with reading(size, in_pieces=isinstance(rows, Pieces)), _undone(batch, stamps, settings):
-        done = _written(rows, batch, full, given, key, period, fold, settings)
+    with reading(_size(batch), in_pieces=isinstance(rows, Pieces)), _undone(batch, stamps, settings):
+        done = _written(rows, batch, full, given, how, settings)
     if done is None or done.already and _unlike(batch, uri, target) != batch:  # others were quicker, with other rows
-        return ingest(uri, table, given, key, period, fold, settings, client, read, limit)
+        return ingest(uri, table, given, key, period, fold, settings, client, read, limit, lateness)
     forget_plans(batch, settings)
     return _told(done, batch, accounts, uri, read, [*remarks, *misfit_remarks(full, given, done.refused)])
 
 # %% ../../nbs/data/14_ingest.ipynb #76c10120
+def _size(batch: Plan) -> int: return sum(f["bytes"] for f in batch.files)
+
 def _nothing(batch: Plan, target: TableReader) -> Ingested:  # a topic without a message that is new
     if not target.exists: raise BadRequest(f"{batch.uri} holds no rows.", "Check what is sent there.", "empty")
     return Ingested(batch.table, target.delta().version(), 0, 0, 0, {}, 0., True, batch=batch.batch)
@@ -390,14 +392,15 @@ def _nothing(batch: Plan, target: TableReader) -> Ingested:  # a topic without a
 def _before(batch: Plan, settings: Settings) -> Ingested:  # what a batch did that is there
     return _told(write(iter(()), batch.table, batch=batch.batch, settings=settings), batch)
 
-def _written(rows, batch: Plan, full: Contract, given: Contract, key, period, fold, settings: Settings,
+def _written(rows, batch: Plan, full: Contract, given: Contract, how: tuple, settings: Settings,
             ) -> Written | None:  # None: another writer has brought some of the offsets
     shape = pa.schema([(n, full.arrow(n) or pa.string()) for n in full.columns])
     prepare = partial(prepare_part, but=trimmed(given.clean), exact=guessed(full, given), shape=shape)
     steps = {n: x for f in batch.files for n, x in offset_steps(f.get("options", {})).items()}
+    key, period, fold, lateness = how
     try:
         return write(rows, batch.table, full, key, period, batch.batch, fold=fold, settings=settings,
-                     source=_named(batch), prepare=prepare, numbers=steps)
+                     source=_named(batch), prepare=prepare, numbers=steps, lateness=lateness)
     except Overtaken:
         drop_plan(batch, settings)
         return None
@@ -412,7 +415,8 @@ def _undone(batch: Plan, stamps: dict[str, str], settings: Settings) -> Iterator
         raise
 
 # %% ../../nbs/data/14_ingest.ipynb #f50aa388
-def _ingest_frame(frame, table: str, given: Contract, key, period, fold, settings: Settings) -> Ingested:
+def _ingest_frame(frame, table: str, given: Contract, how: tuple, settings: Settings) -> Ingested:
+    period = how[1]
     rows, size = frame_rows(frame), settings.data.rows_per_part
     digest = hashlib.sha256(str(rows.schema).encode())
     for b in rows.to_batches(): digest.update(b.serialize())
@@ -427,7 +431,7 @@ def _ingest_frame(frame, table: str, given: Contract, key, period, fold, setting
     _agrees(full, given, have, table)
     keep_plan(batch, settings)
     parts = ((rows.slice(i, size), []) for i in range(0, rows.num_rows, size))
-    return _told(_written(parts, batch, full, given, key, period, fold, settings), batch)
+    return _told(_written(parts, batch, full, given, how, settings), batch)
 
 # %% ../../nbs/data/14_ingest.ipynb #54ad07fd
 @patch

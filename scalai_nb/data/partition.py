@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import and_
-from time import sleep
+from time import sleep, time
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,7 @@ from ..core.storage import filesystem
 from . import delta
 from .clean import clean
 from .contract import Contract
+from .event_time import event_times, highest
 from .period import PERIOD, period_name, period_names
 from .rules import Tally
 from .types import stored
@@ -62,6 +63,7 @@ class Plan:
     began: float = 0.  # seconds since 1970, before the first file was written
     guard: dict | None = None  # what the table's log must still say at the commit: `delta.commit`
     numbers: dict | None = None  # what the commit adds to it: `delta.commit`
+    lateness: float | None = None  # seconds by which rows may be late; None: no window is closed by event time
     @property
     def prefix(self) -> str: return prefix(self.batch)
 
@@ -79,6 +81,8 @@ class Part:
     spans: dict = field(default_factory=dict)  # column of a unique → lowest and highest value
     tally: Tally = field(default_factory=Tally)  # what is known of all rows that came
     seen: dict = field(default_factory=dict)  # what its reader says of what it read
+    high: int | None = None  # largest event time that the clock has reached, in microseconds since 1970
+    ahead: int = 0  # good rows whose event time is later than the clock
 
 # %% ../../nbs/data/07_partition.ipynb #7a5a43d4
 def fit(rows: pa.Table, schema: pa.Schema | None, name: str) -> pa.Table:
@@ -244,6 +248,7 @@ def process(plan: Plan,
         out.rows, out.tally, keep = out.rows + raw.num_rows, out.tally + verdict.tally, pa.array(verdict.good)
         for w, n in verdict.counts().items(): out.refused[w] = out.refused.get(w, 0) + n
         if keep.true_count: good.append(_kept(typed, keep))
+        if keep.true_count and plan.lateness is not None: _note_times(plan, out, good[-1][plan.period])
         if (gone := pc.invert(keep)).true_count:
             bad.append(_refused(raw.filter(gone), verdict.reasons(), typed[PERIOD].filter(gone)))
         del frame, raw, typed
@@ -264,6 +269,10 @@ def _put(plan: Plan, part: Part, slices: list[pa.Table]) -> list:  # nothing is 
     _good(plan, part, good)
     for c in {c for u in plan.uniques for c in u.columns}: part.spans[c] = _wider(part.spans, c, _span(good[c]))
     return []
+
+def _note_times(plan: Plan, part: Part, column: pa.ChunkedArray) -> None:
+    high, ahead = highest(event_times(column, plan.period), time())
+    part.high, part.ahead = max((h for h in (part.high, high) if h is not None), default=None), part.ahead + ahead
 
 def _wider(spans: dict, column: str, more: tuple | None) -> tuple | None:  # None: not known
     if column not in spans or None in (have := spans[column], more): return more if column not in spans else None

@@ -17,12 +17,14 @@ from ..core.errors import WorkFailed
 from ..core.settings import Settings
 from ..core.storage import filesystem
 from . import delta, profile_store
+from .event_time import EventTime
 from .partition import Part, Plan, add_family, unique
 from .period import PERIOD
 from .rules import Tally
 
 # %% ../../nbs/data/07_table_commit.ipynb #ecb112e5
-def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Settings) -> tuple[int | None, bool]:
+def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Settings,
+            times: EventTime | None) -> tuple[int | None, bool]:
     """Quarantine, profiles, table.
 
     Raises `delta.Moved` where keys were compared with a version that is no longer the newest."""
@@ -39,7 +41,7 @@ def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Set
     if mode != "overwrite": follows = _evolve(plan.place, schema, follows if plan.uniques else None)
     return delta.commit(plan.place, f"batch:{plan.batch}", files, schema.append(pa.field(PERIOD, pa.string())),
                         [PERIOD], facts=facts, attempt=plan.attempt, began=plan.began, guard=plan.guard,
-                        numbers=plan.numbers,
+                        numbers=plan.numbers, derived=times and times.settle,
                         expect=follows if plan.uniques and mode != "overwrite" else None,
                         **_replaced(plan, mode, parts))
 
@@ -56,6 +58,14 @@ def _replaced(
     )
 
 def _periods_of(parts: list[Part]) -> list: return sorted({p for part in parts for _, p, _ in part.files}, key=str)
+
+def _event_time(plan: Plan, parts: list[Part]) -> EventTime | None:
+    if plan.lateness is None: return None
+    rows: dict = {}
+    for part in parts:
+        for _, p, n in part.files: rows[p] = rows.get(p, 0) + n
+    high = max((p.high for p in parts if p.high is not None), default=None)
+    return EventTime(plan.lateness, rows, high, sum(p.ahead for p in parts))
 
 def _sums(parts: list[Part]) -> dict:  # (period, fold) → Profile
     family = {}
@@ -140,7 +150,7 @@ def _widen(place: str, table, wider: dict[str, pa.DataType]) -> None:
 # %% ../../nbs/data/07_table_commit.ipynb #16459d5e
 def commit_batch(
     plan: Plan, parts: list[Part], mode: str, settings: Settings, details: dict
-) -> tuple:  # (in, good, refused, reasons, cleaned), version, already
+) -> tuple:  # (in, good, refused, reasons, cleaned, EventTime or None), version, already
     "Resolve keys against the newest version and commit; again, when another process was quicker."
     for n in range(delta.TRIES):
         table = delta.open_table(plan.place)
@@ -158,11 +168,11 @@ def commit_batch(
                                                   periods=json.dumps(_periods_of(parts)),
                                                   follows=-1 if table is None else table.version(), **details)
         try:
-            version, already = _commit(plan, parts, mode, facts, settings)
+            version, already = _commit(plan, parts, mode, facts, settings, times := _event_time(plan, parts))
         except delta.Moved:
             delta.back_off(n)
             continue
-        return (rows, good, rows - good, refused, cleaned), version, already
+        return (rows, good, rows - good, refused, cleaned, times), version, already
     raise WorkFailed(f"Table {plan.name!r}: other writers came first {delta.TRIES} times.",
                      "Run it again; nothing was written.", "table")
 

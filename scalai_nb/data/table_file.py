@@ -27,6 +27,7 @@ class TableFile(Section):
     key: list[str] = []  # columns that name a row; empty: a row is named by its values
     time: str = ""  # column with a row's time; empty: each batch of an ingest is a window
     period: Literal["hour", "day", "week", "month", "year", ""] = ""  # length of a window; empty: as in [monitor]
+    lateness: float | None = Field(None, ge=0)  # seconds by which rows may be late; none: the clock ends a window
     read: ReadOptions = ReadOptions()  # how its files are written; what is left out is found in each file
     units: dict[str, str] = {}  # column → unit, for the pages
 
@@ -85,7 +86,8 @@ def column_units(settings: Settings) -> dict[str, str]:  # column → unit
 @patch
 def to_toml(self: TableFile) -> str:
     "Return the file's text, with a word about each key."
-    lines = [f"{key} = {toml_value(getattr(self, key))}{comment}" for key, comment in COMMENTS.items()]
+    lines = [f"{key} = {toml_value(getattr(self, key))}{comment}" for key, comment in COMMENTS.items()
+             if getattr(self, key) is not None]
     read = [f"{key} = {toml_value(value)}" for key, value in self.read.explicit().items()]
     units = [f"{toml_value(c)} = {toml_value(unit)}" for c, unit in self.units.items()]
     if read: lines += ["", "[read]  # how the files are written, as found", *read]
@@ -104,6 +106,7 @@ COMMENTS = {
     "key": "  # columns that name a row; none: a row is named by its values",
     "time": "  # column with a row's time; none: each ingested file is a window",
     "period": "  # length of a window: hour, day, week, month, year",
+    "lateness": "  # seconds by which rows of a stream may be late",
 }
 
 # %% ../../nbs/data/19_table_file.ipynb #77848016
@@ -117,7 +120,8 @@ def ingest(self: TableFile,
     contract, key, done = self.rules(settings), self.key or None, []
     for part in self.parts(settings):
         period = self.time or self.next_batch(settings)
-        done.append(ingest(part, self.name, contract, key, period, key, settings, read=self.read))
+        done.append(ingest(part, self.name, contract, key, period, key, settings, read=self.read,
+                           lateness=self.lateness))
     return done
 
 # %% ../../nbs/data/19_table_file.ipynb #64add9c9
@@ -129,7 +133,7 @@ def follow(self: TableFile,
     from scalai_nb.data.follow import Follow
     settings, key = self.settings_for(settings), self.key or None
     return Follow(self.uri(settings), self.name, self.rules(settings), key, self.time or None, key, settings,
-                  self.read)
+                  self.read, lateness=self.lateness)
 
 # %% ../../nbs/data/19_table_file.ipynb #ed5b7d19
 @patch
@@ -180,4 +184,5 @@ def __repr__(self: TableFile) -> str:
 
 @patch
 def _repr_html_(self: TableFile) -> str:
-    return html_table([(k, str(getattr(self, k))) for k in COMMENTS], (), f"table {self.name}")
+    said = [(k, str(v)) for k in COMMENTS if (v := getattr(self, k)) is not None]
+    return html_table(said, (), f"table {self.name}")

@@ -29,6 +29,7 @@ from . import delta
 from .batch import batch_facts, batch_lock, batch_state, end_attempt
 from .clean import clean
 from .contract import Contract, as_contract
+from .event_time import MICRO, check_lateness
 from .partition import SLICE, Part, Pieces, Plan, agree, gathered, on_workers, process, summed
 from .period import PERIOD
 from .table_commit import commit_batch
@@ -48,6 +49,9 @@ class Written:
     seconds: float
     already: bool = False  # the batch was there before, nothing was written now
     cleaned: dict[str, int] = field(default_factory=dict)  # cleaning step and column → values that it changed
+    rows_late: int = 0  # of the good ones: they came for a window that the watermark had closed
+    rows_ahead: int = 0  # of the good ones: later than the clock
+    watermark: float | None = None  # seconds since 1970 until which windows are closed; None: there is none
     def to_dict(self) -> dict: return asdict(self)
 
 # %% ../../nbs/data/08_write.ipynb #e8b0a797
@@ -119,7 +123,12 @@ def _outcome(name: str, batch: str, settings: Settings, start: float) -> Written
         perf_counter() - start,
         True,
         json.loads(said.get("cleaned", "{}")),
+        *_times(json.loads(said.get("late", "{}")), int(said.get("ahead", 0)),
+                json.loads(said.get("watermark", "null"))),
     )
+
+def _times(late: dict[str, int], ahead: int, mark: int | None) -> tuple[int, int, float | None]:
+    return sum(late.values()), ahead, None if mark is None else mark/MICRO
 
 # %% ../../nbs/data/08_write.ipynb #4c7c0e20
 def _check_columns(final: list[str], key: tuple, fold: tuple, period) -> bool:
@@ -153,7 +162,7 @@ def _target_schema(name, contract, key, fold, settings, table, final) -> pa.Sche
 
 # %% ../../nbs/data/08_write.ipynb #bbd537f0
 def _plan(name, contract, key, period, batch, fold, settings, table, names, prepare, guard,
-          numbers) -> Plan:
+          numbers, lateness) -> Plan:
     "Settle what the parts need, and refuse what cannot work before anything is written."
     contract = as_contract(contract)
     listed = lambda x: () if x is None else (x,) if isinstance(x, str) else tuple(x)
@@ -164,11 +173,12 @@ def _plan(name, contract, key, period, batch, fold, settings, table, names, prep
     final = [n for n in dict.fromkeys([*names, *contract.columns])
              if contract.extra == "keep" or n in contract.columns]
     column = _check_columns(final, key, fold, period)
+    if lateness is not None: check_lateness(column)
     schema = _target_schema(name, contract, key, fold, settings, table, final)
     return Plan(name, store(settings, "tables", name), store(settings, "quarantine", name), batch,
                 uuid.uuid4().hex[:8], contract, schema, tuple(contract.uniques()), period, column, fold,
                 settings.data.folds, prepare, settings.data.rows_per_part, settings.monitor.period, time(), guard,
-                numbers)
+                numbers, lateness)
 
 # %% ../../nbs/data/08_write.ipynb #3dc0c403
 def _write_once(plan: Plan, frame, mode: str, source: str | None, target: TableReader, start: float) -> Written:
@@ -189,7 +199,9 @@ def _write_once(plan: Plan, frame, mode: str, source: str | None, target: TableR
         owner = end_attempt(plan, settings, {a.path for p in parts for a, _, _ in p.files})
         if done[2]: return replace(outcome(), already=owner != plan.attempt)
     if done[1] is not None: events.emit("output", table=plan.name, version=done[1])
-    return Written(plan.name, done[1], *done[0][:4], perf_counter() - start, cleaned=done[0][4])
+    times = done[0][5]
+    more = () if times is None else _times(times.late, times.ahead, times.mark)
+    return Written(plan.name, done[1], *done[0][:4], perf_counter() - start, False, done[0][4], *more)
 
 # %% ../../nbs/data/08_write.ipynb #93ca9a5c
 def write(
@@ -205,9 +217,9 @@ def write(
     settings: Settings | None = None,
     source: str | None = None,  # where the rows come from, kept in the commit: a URI, or `table@version`
     prepare=None,  # a function of each part: what the iterator gives → (raw rows, cleaned rows, Verdict or None)
-    # transaction names of the table: `delta.Overtaken` where one has another number than this
-    guard: dict[str, int | None] | None = None,
+    guard: dict[str, int | None] | None = None,  # transaction name → its number: raises `delta.Overtaken` for another
     numbers: dict[str, tuple[int, int]] | None = None,  # further names of the commit, as `delta.commit` says
+    lateness: float | None = None,  # seconds by which rows may be late: closes windows, counts late rows
 ) -> Written:
     "Make the next version of a table, and the profiles of its parts, in one pass."
     start, settings, batch = perf_counter(), settings or Settings.load(), batch or uuid.uuid4().hex
@@ -219,8 +231,8 @@ def write(
         raise BadRequest("replace-period needs to know the rows' period.", "Give period=, a column or a name.",
                          "table")
     frame, names = _named(frame, prepare)
-    plan = _plan(name, contract, key, period, batch, fold, settings,
-                 delta.open_table(target.path) if mode != "overwrite" else None, names, prepare, guard, numbers)
+    found = delta.open_table(target.path) if mode != "overwrite" else None
+    plan = _plan(name, contract, key, period, batch, fold, settings, found, names, prepare, guard, numbers, lateness)
     return _write_once(plan, frame, mode, source, target, start)
 
 # %% ../../nbs/data/08_write.ipynb #b1765c95

@@ -11,6 +11,7 @@ import time
 from ..core.alerts import Alert, resume, send
 from ..core.errors import BadRequest
 from ..core.settings import Settings
+from ..data.event_time import check_closed, is_closed, watermark
 from ..data.period import order, rolled, span, unit_of
 from ..monitor.alarms import Alarm, Alarms
 from ..monitor.alpha_spending import Look, look
@@ -19,10 +20,11 @@ from ..monitor.alpha_spending import Look, look
 def to_look_at(periods: list[str | None],  # periods of a source, as they are kept
                unit: str,  # [monitor] period; longer ones stay as they are
                now: float,  # seconds since 1970
+               mark: float | None = None,  # watermark of a table that is followed, likewise: it ends windows, no clock
               ) -> list[str]:  # in order
     "The windows that can be looked at, the newest last."
     longer = {rolled(p, unit) or p for p in periods if p is not None}
-    return sorted((p for p in longer if unit_of(p) is None or span(p)[1].timestamp() <= now), key=order)
+    return sorted((p for p in longer if is_closed(p, now if mark is None else mark)), key=order)
 
 # %% ../../nbs/loop/03_watch.ipynb #c48cd0ea
 MOST = 3  # reasons in a sentence; the others are counted
@@ -100,8 +102,10 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
     from scalai_nb.loop.evaluation import window_and_reference
     from scalai_nb.monitor.reference import reference
     settings, now = settings or Settings.load(), time.time() if now is None else now
-    kept = to_look_at(list(periods(source, settings=settings)), settings.monitor.period, now)
+    mark = watermark(source, settings)
+    kept = to_look_at(list(periods(source, settings=settings)), settings.monitor.period, now, mark)
     if not kept: raise BadRequest(f"No window of '{source}' is over.", "Ingest or score with a period first.")
+    check_closed(source, period, settings)
     period, alarms = period or kept[-1], Alarms(settings)
     if unit_of(period) and span(period)[0].timestamp() > now:
         raise BadRequest(f"The window {period} has not begun.", "Is a clock wrong? Name a window that is over.")

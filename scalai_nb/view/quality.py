@@ -31,6 +31,7 @@ from ..loop.model_file import model_files
 from ..core.jsonable import several
 from ..core.svg import BLUE, GREEN, GREY, ORANGE, PURPLE
 from .next_step import next_step
+from .stream import Stream
 from scalai_nb.view.style import (
     Link,
     View,
@@ -59,7 +60,8 @@ class Quality:
     contract: Contract | None  # the one by which the newest rows came
 
     @property
-    def windows(self) -> list[str]: return sorted({*self.good, *self.refused})
+    def windows(self) -> list[str]:  # in order; rows that were refused because they have no time come first
+        return sorted({*self.good, *self.refused}, key=lambda p: (p != ALL, p))
 
     def rows(self, window: str) -> int: return self.good[window].rows if window in self.good else 0
 
@@ -265,21 +267,19 @@ class Page(View):
             return
         self.subject = Subject(models, None, {name: self.readers.get(name, []) for name in names})
         self.subject.to_model()
-        self.which, self.since, self.reason, self.column = (
-            self.subject.table, dropdown("Show", [("all windows", "")]),
-            dropdown("Reason", [("every reason", "")]), dropdown("Column", ["–"])
-        )
+        self.stream, self.which = Stream(self.subject.table.value, self.settings), self.subject.table
+        self.since, self.reason, self.column = (dropdown("Show", [("all windows", "")]),
+                                                dropdown("Reason", [("every reason", "")]), dropdown("Column", ["–"]))
         self.top, self.picture, self.why, self.some, self.past, self.rules = (
             html(""), w.VBox(), html(""), html(""), w.VBox(), html("")
         )
         self.bind(self.which, lambda: self.switch(self.subject.to_model))
         self.bind(self.subject.model, lambda: self.switch(self.subject.to_table))
-        for choice, act in ((self.since, self.draw), (self.reason, self.draw),
-                            (self.column, self.remember)):
+        for choice, act in ((self.since, self.draw), (self.reason, self.draw), (self.column, self.remember)):
             self.bind(choice, act)
         self.look()
         self.link = Link(**self.subject.controls, since=self.since, reason=self.reason, column=self.column)
-        super().__init__([self.link, self.top, html("<h2>What was refused, window by window</h2>"),
+        super().__init__([self.link, self.top, self.stream, html("<h2>What was refused, window by window</h2>"),
                           controls(*self.subject.choices, self.since, self.reason), self.picture, self.why,
                           html("<h2>Some of the refused rows</h2>"), self.some,
                           html("<h2>The contract, and what broke it</h2>"), self.rules,
@@ -305,6 +305,7 @@ def look(self: Page) -> None:
     "Another table was chosen."
     q = self.current
     self.top.value = headline(*status(q))
+    if self.stream.name != self.which.value: self.stream.show(self.which.value)
     columns = list(next(reversed(q.good.values())).columns) if q.good else ["–"]
     wrong = next((c for r, _ in q.reasons(q.windows).most_common() for c in columns if r.startswith(f"{c}: ")),
                  columns[0])

@@ -290,6 +290,7 @@ def status(watch: Watch) -> tuple[str, str, dict[str, str]]:  # level, sentence,
         return "unknown", f"{absence(watch, 'windows')} {next_step(watch.settings, watch.model or '')}", {}
     newest = watch.periods[-1]
     facts, report = {"Newest window": f"{newest}, {watch.windows.rows(newest):,} rows"}, watch.report(newest)
+    if watch.windows.still_open: facts["Not closed yet"] = listed(watch.windows.still_open)
     if report is None:
         there = (f"{newest} is the reference" if watch.reference(newest) == [newest] else
                  f"There {'is' if len(watch.windows) == 1 else 'are'} {several(len(watch.windows), 'window')} and"

@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..core.errors import WorkFailed
 from ..core.settings import Settings
 from ..core.storage import write_atomic
+from ..data.event_time import is_closed, watermark
 from ..data.profile import Profile
 from ..data.profile_store import overview, recall
 from ..monitor.drift import Finding, Report
@@ -31,17 +32,17 @@ class Windows(Mapping):  # window -> Profile
         found, broken = overview(source, settings)
         self.unread |= {f"{Path(file).name}, a file with windows of {source}": reason
                         for file, reason in broken.items()}
+        mark = watermark(source, settings)
+        # windows of a followed table for which rows may still come
+        self.still_open = [] if mark is None else [p for p in found if not is_closed(p, mark)]
+        among = {*(found if among is None else among)} - {*self.still_open}
         # window -> rows, digest
-        self.known = {p: v for p, v in found.items() if p is not None and v[0] and (among is None or p in among)}
+        self.known = {p: v for p, v in found.items() if p is not None and v[0] and p in among}
         self.open: dict[str, Profile] = {}
         self.reads = 0  # profiles read from the store
 
     def __iter__(self): return iter(self.known)
     def __len__(self) -> int: return len(self.known)
-    def rows(self, period: str,  # of the window
-            ) -> int: return self.known[period][0]
-    def digest(self, periods: Iterable[str],  # of the windows
-              ) -> str: return "-".join(self.known[p][1] for p in periods)
 
     def __getitem__(self, period: str) -> Profile:
         if period not in self.open:
@@ -51,6 +52,19 @@ class Windows(Mapping):  # window -> Profile
         self.open[period] = self.open.pop(period)  # the newest last
         while len(self.open) > self.most: del self.open[next(iter(self.open))]
         return self.open[period]
+
+# %% ../../nbs/view/11_windows.ipynb #7ca08e53
+@patch
+def rows(self: Windows, period: str,  # of the window
+        ) -> int:
+    "Count the rows of a window."
+    return self.known[period][0]
+
+@patch
+def digest(self: Windows, periods: Iterable[str],  # of the windows
+          ) -> str:
+    "Name the content of some windows."
+    return "-".join(self.known[p][1] for p in periods)
 
 # %% ../../nbs/view/11_windows.ipynb #879b9f5e
 @patch

@@ -1,5 +1,6 @@
-"""Debian's dockerd, started for a test, and what images are made from without a registry: a base by mmdebstrap, uv as an
-image of one file."""
+"""Debian's dockerd for a test, and what images are made from without a registry.
+
+A base comes from mmdebstrap; uv is an image of one file."""
 import fcntl
 import io
 import json
@@ -28,7 +29,8 @@ def base() -> Path:
         if made.exists(): return made
         assert shutil.which("mmdebstrap"), "mmdebstrap is not installed: apt-get install mmdebstrap"
         half = made.with_name("half.tar")
-        subprocess.run(["mmdebstrap", "--variant=minbase", "--mode=root", "--include=python3,ca-certificates", "--quiet",
+        subprocess.run(["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet",
+                        "--include=python3,ca-certificates",
                         *(f"--dpkgopt=path-exclude=/usr/share/{part}/*" for part in ("doc", "man", "locale")),
                         f"--customize-hook=copy-in /{CERTIFICATES} /etc/ssl/certs", "bookworm", str(half)], check=True)
         half.rename(made)
@@ -49,7 +51,7 @@ class Docker:
 
     def __enter__(self):
         from conftest import until
-        assert until(lambda: self.call("version", check=False).returncode == 0), (self.folder/"log").read_text()[-2000:]
+        assert until(lambda: self.call("version", check=False).returncode == 0), (self.folder/"log").read_text()
         self.call("import", str(base()), "scalai-base")
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar: tar.add(Path(sys.executable).with_name("uv"), "uv")
