@@ -158,7 +158,9 @@ def test_a_wheel_elsewhere_has_everything(tmp_path, monkeypatch):
     for file in ("workflows/loop.toml", "examples/flights/workflows/flights.toml", "apps/drift.ipynb",
                  "nbs/tutorials/01_first_model.ipynb"):
         assert any(n.endswith(f"shipped/{file}") for n in names), file
-    for file in (ROOT/"scalai_nb").glob("*/static/*"): assert file.relative_to(ROOT).as_posix() in names, file
+    package = ROOT/"scalai_nb"
+    for file in (*package.glob("*/static/*"), *package.glob("deploy/templates/*/*")):
+        assert file.relative_to(ROOT).as_posix() in names, file
     for place in ("scalai_nb/shipped", "data"):
         assert any(n.endswith(f"{place}/share/jupyter/labextensions/scalai-nb/static/cards.js") for n in names), place
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path/"env")], check=True)

@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from .. import __version__
-from . import apps, contract, data, jobs, models, monitor, schedule, serve, workspace  # noqa: F401
+from . import apps, contract, data, deploy, jobs, models, monitor, schedule, serve, workspace  # noqa: F401
 from .verb import app, call, option
 from ..core.lean_arrow import without_pandas
 

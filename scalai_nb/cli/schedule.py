@@ -201,21 +201,24 @@ def scheduler(
     slots: Annotated[int | None, option("Runs at a time. Default: [jobs] slots.", min=1)] = None,
 ) -> Answer:
     "Run what is due. SIGTERM or Ctrl-C: once waits for what runs, twice cancels it, three times kills it."
-    from scalai_nb.core.settings import Settings
-    from scalai_nb.jobs.scheduler import Scheduler, systemd_unit
-    if action == "unit":
-        text = systemd_unit(Settings.load())
-        return Answer({"unit": text}, text.rstrip())
+    if action == "unit": return _unit()
     if action is not None:
         raise BadRequest(f"scalai scheduler knows no {action!r}.", "Write scalai scheduler, or scalai scheduler unit.",
                          "usage")
     from scalai_nb.core.logs import setup
+    from scalai_nb.jobs.scheduler import Scheduler
     setup(os.environ.get("SCALAI_LOG_LEVEL", "info"))
     process = Scheduler(slots=slots)
     _announce(process, metrics_port, metrics_host)
     return _ended(process.run(once), once)
 
 # %% ../../nbs/cli/08_schedule.ipynb #628ec43f
+def _unit() -> Answer:
+    from scalai_nb.core.settings import Settings
+    from scalai_nb.deploy.systemd import scheduler_unit
+    text = scheduler_unit(Settings.load())
+    return Answer({"unit": text}, text.rstrip())
+
 def _announce(process, metrics_port: int | None, metrics_host: str) -> None:
     from scalai_nb.core.logs import logger
     fields = dict(schedules=len(process.table.overview()), slots=process.slots)
