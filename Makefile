@@ -112,10 +112,12 @@ bench-serve: dev
 	@$(BIN)/python tests/bench/serve.py
 	@$(BIN)/python tests/bench/sentences.py
 
-# Stores next to their clients alone: Kafka 4 up to Arrow and up to a table, whole and with broken messages (three minutes); a followed table after a simulated hour (ten).
+# Stores next to their clients alone: Kafka 4 up to Arrow, up to a table and followed, HDFS, S3 and Cassandra 5 (eight minutes); a followed table after a simulated hour (ten).
 bench-stores: dev
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores.py
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores_follow.py
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores_hdfs.py
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores_cassandra.py
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/bench/stores_hour.py
 
 clean:

@@ -280,19 +280,43 @@ def mv(self: Hdfs,
 # %% ../../nbs/core/32_hdfs.ipynb #ccb66fda
 class HdfsFile(AbstractBufferedFile):
     "A file that is read in ranges."
+    reader, begun = None, False  # begun: there was a reader before
+
     def _opened(self):  # hdfs-native's reader
-        if getattr(self, "reader", None) is None:
+        if self.reader is None:
             self.reader = self.fs.once(self.path, "read", self.path)
-            now = _facts(self.fs.once(self.path, "get_file_info", self.path))
-            if any(now[k] != self.details[k] for k in ("size", "modification_time")):
+            now = {"size": self.reader.inner.file_length()}
+            # one that another one replaced before its first byte was read is that other one, as a whole
+            if self.begun: now = _facts(self.fs.once(self.path, "get_file_info", self.path))
+            if any(self.details[k] != now[k] for k in now if k in ("size", "modification_time")):
                 raise WorkFailed(f"{self.full_name} has changed while it was read.", "Read it again.", "source")
+            self.begun = True
         return self.reader
 
-    def _range(self, start: int, end: int) -> bytes:
-        try: return self.fs.once(self.path, self._opened().read_range, start, end - start)
+    def _range(self, start: int, end: int, read: Callable = lambda reader, a, b: reader.read_range(a, b - a)):
+        try: return self.fs.once(self.path, read, self._opened(), start, end)
         except Exception: self.reader = None; raise
 
     def _fetch_range(self, start: int, end: int) -> bytes: return self.fs.repeat(self._range, start, end)
+
+# %% ../../nbs/core/32_hdfs.ipynb #c6d527f6
+def _received(reader, start: int, end: int):  # hdfs-native's reader; a pyarrow.Buffer
+    import pyarrow as pa
+    found, at = pa.allocate_buffer(end - start), 0
+    into = memoryview(found).cast("B")
+    for packet in reader.read_range_stream(start, end - start):
+        into[at:at + len(packet)] = packet
+        at += len(packet)
+    if at < end - start: raise ConnectionError(f"unexpected end, {at} of {end - start} bytes")
+    return found
+
+@patch
+def fetch(self: HdfsFile,
+          start: int,  # byte
+          end: int,  # byte after the last
+         ):  # pyarrow.Buffer
+    "Read some bytes into Arrow's memory."
+    return self.fs.repeat(self._range, start, end, _received)
 
 # %% ../../nbs/core/32_hdfs.ipynb #1b85b2af
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VEIL', 'publish', 'is_url', 'veiled', 'passwords', 'real_place', 'like_before', 'filesystem', 'write_atomic',
-           'read_bytes', 'exists', 'shared', 'Freed']
+           'read_bytes', 'exists', 'RangeFile', 'range_file', 'shared', 'Freed']
 
 # %% ../../nbs/core/04_storage.ipynb #6bb9118c
 import ctypes
@@ -222,6 +222,42 @@ def exists(place: Path | str) -> bool:
     "Check whether a file or folder is there, locally or behind a URL."
     fs, path = filesystem(place)
     return fs.exists(path)
+
+# %% ../../nbs/core/04_storage.ipynb #401a097b
+class RangeFile:
+    "Some bytes of a file, at their place in it; what lies elsewhere is asked for."
+    def __init__(self, data: bytes,  # or another buffer
+                 start: int,  # its place
+                 others=None,  # others(start, end): bytes, or a buffer
+                 size: int | None = None,  # of the file; None: it ends where the bytes do
+                ):
+        self.data, self.start, self.at, self.closed, self.others = memoryview(data), start, 0, False, others
+        self.size = start + len(data) if size is None else size
+
+    def seek(self, position: int,  # bytes
+             whence: int = 0,  # 0: from the start, 1: from here, 2: from the end
+            ):
+        "Go to a place."
+        self.at = position + (0, self.at, self.size)[whence]
+
+    def tell(self) -> int: return self.at
+    def read(self, n: int = -1,  # bytes at most; -1: all that follow
+            ):  # a buffer
+        "Read what follows."
+        end = self.size if n < 0 else min(self.at + n, self.size)
+        if end <= self.at: return b""
+        begin, to = self.at - self.start, end - self.start
+        here = not self.others or 0 <= begin <= to <= len(self.data)
+        self.at, begins = end, self.at
+        return self.data[begin:to] if here else self.others(begins, end)
+
+# %% ../../nbs/core/04_storage.ipynb #60825d99
+def range_file(fs,  # a file system of fsspec
+               path: str,  # of a file there
+              ) -> RangeFile:
+    "Open a file of a store without a cache."
+    file = fs.open(path, "rb")
+    return RangeFile(b"", 0, getattr(file, "fetch", lambda a, b: fs.cat_file(path, start=a, end=b)), file.size)
 
 # %% ../../nbs/core/04_storage.ipynb #d45c33dc
 def shared(connection,  # sqlite3.Connection

@@ -22,10 +22,11 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow.fs import FSSpecHandler
 
 from ..core.delta_log import transactions
 from ..core.errors import BadRequest, Unreachable, WorkFailed
-from ..core.storage import filesystem, is_url, write_atomic
+from ..core.storage import filesystem, is_url, range_file, write_atomic
 
 # %% ../../nbs/data/06_delta.ipynb #25636cb4
 def open_table(path: str, version: int | None = None):  # deltalake.DeltaTable, or None where there is no table
@@ -410,7 +411,8 @@ def rows_of(table,  # deltalake.DeltaTable
         raise BadRequest(f"The Delta table at {table.table_uri} uses {', '.join(odd)}.",
                          "Rewrite it without: nothing here reads that.", "table")
     adds, keys = pa.table(table.get_add_actions(flatten=True)), table.metadata().partition_columns
-    schema, (system, root) = pa.schema(table.schema().to_arrow()), _system(table.table_uri)
+    sizes = dict(zip(map(unquote, adds["path"].to_pylist()), adds["size_bytes"].to_pylist()))
+    schema, (system, root) = pa.schema(table.schema().to_arrow()), _system(table.table_uri, sizes)
     held = _ranges(adds, ranged)
     def test(i):
         value = {k: adds[f"partition.{k}"][i] for k in keys}
@@ -435,12 +437,28 @@ def _ranges(
         for low, high, nulls in zip(*(files[n].to_pylist() for n in names))
     ]
 
-def _system(place: str):  # the Arrow file system of a table, and the table's path in it
+# %% ../../nbs/data/06_delta.ipynb #46b4adfa
+def _system(place: str, sizes: dict[str, int]):  # the Arrow file system of a table, and the table's path in it
     from pyarrow import fs
     if place.startswith("file://") or not is_url(place):
         return fs.LocalFileSystem(), unquote(place.removeprefix("file://")).rstrip("/")
+    from deltalake.fs import DeltaStorageHandler
     system, path = filesystem(place)
-    return fs.PyFileSystem(fs.FSSpecHandler(system)), path.rstrip("/")
+    root = path.rstrip("/")
+    client = None if _hdfs(place) else DeltaStorageHandler(place, None, sizes)
+    return fs.PyFileSystem(_Files(system, root, client)), root
+
+class _Files(FSSpecHandler):
+    "Files of a store, by deltalake's client, or as `range_file` opens them."
+    def __init__(self, fs, root: str,  # of the table
+                 client=None,  # DeltaStorageHandler
+                ):
+        super().__init__(fs)
+        self.root, self.client = root, client
+
+    def open_input_file(self, path: str) -> pa.PythonFile:
+        if self.client: return self.client.open_input_file(path.removeprefix(f"{self.root}/"))
+        return pa.PythonFile(range_file(self.fs, path), mode="r")
 
 # %% ../../nbs/data/06_delta.ipynb #c13a5fa2
 def live(table, batch: str, period: str | None, attempt: str | None = None) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from .json_scan import columns
 from .text_types import kept_as
 
 # %% ../../nbs/data/05_kafka_json.ipynb #d235453f
@@ -131,10 +132,7 @@ def _salvaged(values: list[bytes], shape: pa.Schema) -> tuple[list[pa.Table], di
     return parts, bad
 
 # %% ../../nbs/data/05_kafka_json.ipynb #c5ccc07e
-def parse(values: list[bytes | None],  # of messages; None: a tombstone
-          shape: pa.Schema,  # of the rows
-         ) -> tuple[pa.Table, dict[int, str]]:
-    "Return the rows of the values that fit a schema, in their order, and position → what is wrong of the others."
+def _by_arrow(values: list[bytes | None], shape: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
     odd = [i for i, v in enumerate(values) if not v or v[0] != 123 or v[-1] != 125]
     objects, places, bad = _objects(values, odd) if odd else (values, None, {})
     if not objects: return shape.empty_table(), bad
@@ -149,6 +147,20 @@ def parse(values: list[bytes | None],  # of messages; None: a tombstone
     bad |= {places[i]: reason for i, reason in found.items()}
     rows = pa.concat_tables([shape.empty_table(), *(p.select(shape.names) for p in parts)])
     return rows.combine_chunks(), dict(sorted(bad.items()))
+
+# %% ../../nbs/data/05_kafka_json.ipynb #0ed5683d
+def parse(values: list[bytes | None],  # of messages; None: a tombstone
+          shape: pa.Schema,  # of the rows
+         ) -> tuple[pa.Table, dict[int, str]]:
+    "Return the rows of the values that fit a schema, in their order, and position → what is wrong of the others."
+    rows, others = columns(values, shape)
+    if not len(others): return rows, {}
+    at = others.tolist()
+    left, bad = _by_arrow([values[i] for i in at] if rows.num_rows else values, shape)
+    bad = {at[i]: reason for i, reason in bad.items()}
+    if not left.num_rows or not rows.num_rows: return rows if rows.num_rows else left, bad
+    places = np.concatenate([np.delete(np.arange(len(values)), others), [i for i in at if i not in bad]])
+    return pa.concat_tables([rows, left]).take(np.argsort(places)).combine_chunks(), bad
 
 # %% ../../nbs/data/05_kafka_json.ipynb #92865caa
 def infer(values: list[bytes | None],  # of the first messages

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import orjson
 from fastcore.basics import patch
@@ -26,7 +26,7 @@ from ..core.lock import claim
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import veiled
-from ..data.kafka import check_topic, client_failure, connection, is_refused
+from ..data.kafka import check_topic, client_failure, connection, is_refused, topic_name
 from ..data.readers import needs
 from .answer import readable
 from .body import Refused, Signature, json_document
@@ -84,7 +84,7 @@ class ScoreStream:
                 ):
         self.settings, self.ref = settings or Settings.load(), model_ref(model)
         self.keys, self.limit = tuple(keys), limit
-        self.topics = [_topic(uri) for uri in (source, sink)]
+        self.topics = [topic_name(uri) for uri in (source, sink)]
         self.uris, self.model, self.seen, self.again = (source, sink), None, None, 0.
         if urlsplit(source).netloc != urlsplit(sink).netloc:
             raise BadRequest(f"{veiled(source)} and {veiled(sink)} are not one cluster, and a transaction is.",
@@ -95,13 +95,6 @@ class ScoreStream:
         self.group = group or "scalai-" + "-".join([self.ref.name, *self.topics])
         self.did = StreamScores(veiled(source), veiled(sink), self.ref.name)
         self._load()
-
-# %% ../../nbs/serving/34_score_stream.ipynb #6027a029
-def _topic(uri: str) -> str:
-    name = unquote(urlsplit(str(uri)).path.strip("/"))
-    if urlsplit(str(uri)).scheme != "kafka" or not name:
-        raise BadRequest(f"{veiled(uri)} names no topic.", "Say kafka://host:9092/topic.", "source")
-    return name
 
 # %% ../../nbs/serving/34_score_stream.ipynb #3e1b4025
 @patch

@@ -1,11 +1,12 @@
-"""What reading files of HDFS and S3 costs next to their clients alone:
+"""What reading files of HDFS and S3 costs next to their clients alone: `make bench-stores`, or
 
     python tests/bench/stores_hdfs.py [--rows 1000000] [--rounds 5] [--dry]
 
 One Parquet file of seven columns and a table of the same rows, on HDFS (a NameNode and a DataNode of this machine) and
-on S3 (moto). The client is hdfs-native or s3fs with PyArrow, and for a table deltalake; ours is `source.batches` and
-`Table.arrow`. By turns in one process; CPU seconds are of this process without the servers'. The section goes to
-tests/bench/RESULTS.md."""
+on S3 (SeaweedFS where it is built, else moto). A file's client is hdfs-native's file system, s3fs without its cache or
+PyArrow's S3 with its pre-buffering, under PyArrow's Parquet; a table's is deltalake. Ours is `source.batches` and
+`Table.arrow`. By turns in one process; CPU seconds are of this process without the servers'; × is the median of the
+ratios of each round. The section goes to tests/bench/RESULTS.md."""
 
 import os
 import statistics
@@ -40,16 +41,25 @@ def fill(root: str, count: int):
         write(rows_of(count), "rows", settings=Settings.load(home))
 
 
-def client_file(root: str) -> int:
-    "Rows that PyArrow gives from the file system of the client alone."
-    if root.startswith("hdfs"):
-        from hdfs_native.fsspec import HdfsFileSystem
-        host, port = root.partition("://")[2].split("/")[0].split(":")
-        f = HdfsFileSystem(host, int(port)).open(f"/{root.split('/', 3)[3]}/rows.parquet", "rb")
-    else:
-        import s3fs
-        f = s3fs.S3FileSystem().open(f"{root}/rows.parquet", "rb")
-    return sum(b.num_rows for b in pq.ParquetFile(f).iter_batches(250_000))
+def parquet_rows(file, **how) -> int: return sum(b.num_rows for b in pq.ParquetFile(file, **how).iter_batches(250_000))
+
+
+def hdfs_native(root: str) -> int:
+    from hdfs_native.fsspec import HdfsFileSystem
+    host, port = root.partition("://")[2].split("/")[0].split(":")
+    return parquet_rows(HdfsFileSystem(host, int(port)).open(f"/{root.split('/', 3)[3]}/rows.parquet", "rb"))
+
+
+def by_s3fs(root: str) -> int:
+    import s3fs
+    return parquet_rows(s3fs.S3FileSystem().open(f"{root}/rows.parquet", "rb", cache_type="none"))
+
+
+def by_pyarrow(root: str) -> int:
+    from pyarrow.fs import S3FileSystem
+    scheme, _, address = os.environ["AWS_ENDPOINT_URL"].partition("://")
+    fs = S3FileSystem(endpoint_override=address, scheme=scheme, region=os.environ["AWS_DEFAULT_REGION"])
+    return parquet_rows(fs.open_input_file(f"{root.removeprefix('s3://')}/rows.parquet"), pre_buffer=True)
 
 
 def our_file(root: str) -> int:
@@ -67,41 +77,51 @@ def our_table(root: str) -> int:
     return TableReader.from_uri(f"{root}/tables/rows").arrow().num_rows
 
 
-WORK = {"a Parquet file": (client_file, our_file), "a table": (client_table, our_table)}
+TABLE = ({"deltalake": client_table}, our_table)
+FILES = {"HDFS": {"hdfs-native": hdfs_native}, "S3": {"s3fs": by_s3fs, "PyArrow": by_pyarrow}}
 
 
-def measured(count: int = 1_000_000, rounds: int = 5) -> list[tuple]:  # store, what, medians of CPU s and s of both
+def by_turns(readers: dict, root: str, count: int, rounds: int) -> dict[str, list]:  # CPU seconds, seconds of each
+    spent = {name: [] for name in readers}
+    for n in range(rounds + 1):
+        for name, fn in [*readers.items()][::1 if n % 2 else -1]:
+            began, at = time.process_time(), time.perf_counter()
+            rows = fn(root)
+            if n: spent[name].append((time.process_time() - began, time.perf_counter() - at))
+            assert rows == count, (name, rows)
+    return spent
+
+
+def measured(count: int, rounds: int, kind: str) -> list[tuple[str, str, dict]]:  # store, what, what each reader spent
     from file_stores import store
     from servers.java import Hdfs
     found = []
-    with Hdfs() as hdfs, store("s3") as (s3, env, _):
+    with Hdfs() as hdfs, store(kind) as (s3, env, _):
         os.environ.update(env)
         for name, root in (("HDFS", f"{hdfs.root}/bench"), ("S3", f"{s3}/bench")):
             fill(root, count)
-            for what, pair in WORK.items():
-                spent = {fn: [] for fn in pair}
-                for n in range(rounds + 1):
-                    for fn in pair[::1 if n % 2 else -1]:
-                        began, at = time.process_time(), time.perf_counter()
-                        rows = fn(root)
-                        if n: spent[fn].append((time.process_time() - began, time.perf_counter() - at))
-                        assert rows == count, (name, what, rows)
-                found.append((name, what, *(tuple(zip(*spent[fn])) for fn in pair)))
+            for what, (clients, ours) in {"a Parquet file": (FILES[name], our_file), "a table": TABLE}.items():
+                found.append((name, what, by_turns(clients | {"scalai": ours}, root, count, rounds)))
                 print(found[-1], file=sys.stderr, flush=True)
     return found
 
 
 def section(count: int, rounds: int, load: float) -> str:
+    import servers
+    kind = "seaweed" if (servers.weed_home()/"weed").exists() else "s3"
     lines = [f"## stores: HDFS and S3, {count:,} rows", "", __doc__.split("\n\n")[2].replace("\n", " "), "",
-             "| store | what | client alone: CPU s, s | ours: CPU s, s | throughput by CPU, × the client's |"
-             " by seconds | every round: the client's CPU s; ours |", "|---|---|---:|---:|---:|---:|---|"]
-    for name, what, client, ours in measured(count, rounds):
-        both = [tuple(map(statistics.median, side)) for side in (client, ours)]
-        by = [statistics.median(a/b for a, b in zip(client[i], ours[i])) for i in (0, 1)]
-        each = "; ".join(", ".join(f"{x:.2f}" for x in side[0]) for side in (client, ours))
-        lines.append(f"| {name} | {what} | {both[0][0]:.2f}, {both[0][1]:.2f} | {both[1][0]:.2f}, {both[1][1]:.2f} |"
-                     f" {by[0]:.2f} | {by[1]:.2f} | {each} |")
-    lines += ["", "The target is .9 of the client's throughput."]
+             f"S3 was {'SeaweedFS' if kind == 'seaweed' else 'moto'}.", "",
+             "| store | what | reader | CPU s | s | throughput of scalai by CPU, × | by seconds, × |"
+             " every round, CPU s; s |", "|---|---|---|---:|---:|---:|---:|---|"]
+    for name, what, spent in measured(count, rounds, kind):
+        for reader, each in spent.items():
+            cpu, wall = zip(*each)
+            times = [statistics.median(a[i]/b[i] for a, b in zip(each, spent["scalai"])) for i in (0, 1)]
+            raw = "; ".join(", ".join(f"{x:.2f}" for x in side) for side in (cpu, wall))
+            cells = [name, what, reader, *(f"{x:.2f}" for x in (*map(statistics.median, (cpu, wall)), *times)), raw]
+            lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", "× says how many times the rows of that line's reader ours reads in the same time (at least .9 is"
+              " the target).", ""]
     return "\n".join([*lines, stamp(f"python tests/bench/stores_hdfs.py --rows {count} --rounds {rounds}", load), ""])
 
 
