@@ -189,3 +189,33 @@ def test_a_topic_with_late_rows(broker, tmp_path):  # noqa: F811 (a fixture)
     settings = Settings(root=tmp_path)
     assert late_rows("trips", settings) == {window(58): 2} and watermark("trips", settings) == micro(67)/MICRO
     assert "2 late" in out and "1 ahead of the clock" in out
+
+
+def test_a_table_that_is_filled_without_a_lateness_again_has_no_open_window(tmp_path):
+    "Its newest window would otherwise never be looked at again."
+    settings = Settings(root=tmp_path, monitor={"period": "hour"})
+    rows = lambda *minutes: pa.table({"at": [BEGIN + timedelta(minutes=m) for m in minutes]})
+    write(rows(0, 80), "trips", period="at", lateness=LATENESS, settings=settings)
+    assert watermark("trips", settings) == pytest.approx(micro(80)/MICRO - LATENESS)
+    write(rows(200), "trips", period="at", settings=settings)
+    assert watermark("trips", settings) is None
+    write(rows(10, 210), "trips", period="at", lateness=LATENESS, settings=settings)  # 5 o'clock had closed before
+    assert watermark("trips", settings) == pytest.approx(micro(210)/MICRO - LATENESS)
+    assert late_rows("trips", settings) == {window(10): 1}
+
+
+def test_a_follower_waits_where_closing_meets_a_store_that_is_away(tmp_path, monkeypatch):
+    from scalai_nb.core.errors import Unreachable
+    from scalai_nb.data import follow as module
+    (tmp_path/"inbox").mkdir()
+    (tmp_path/"inbox"/"a.csv").write_text("at\n2026-03-01T05:00:00\n2026-03-01T06:10:00\n")
+    made = module.Follow("inbox/*.csv", "trips", period="at", lateness=60, settle=0,
+                         settings=Settings(root=tmp_path, monitor={"period": "hour"}))
+    made.uri = str(tmp_path/"inbox"/"*.csv")
+    assert made.step().rows_good == 2
+    made.moved = made.checked = time.time() - 1000
+    def away(*_): raise Unreachable("the store is away", "wait")
+    monkeypatch.setattr(module, "watermark", away)
+    assert made.step() is None and made.did.waiting == "the store is away"
+    monkeypatch.undo()
+    assert made.step() is None and made.did.waiting == "" and time.time() - made.moved < 60  # it waits anew

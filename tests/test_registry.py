@@ -495,3 +495,25 @@ def test_why_each_version_serves_or_not(opened):
 def test_a_server_that_is_gone(workspace):
     with pytest.raises(Unreachable, match="cannot be opened"):
         Registry(Settings(root=workspace, tracking={"uri": "http://127.0.0.1:9"})).list()
+
+
+def test_a_service_starts_by_its_pointer_where_the_registry_cannot_be_asked(tmp_path, monkeypatch):
+    "Without MLflow in its image, with a tracking server that is away, or where it may not write."
+    import builtins
+
+    from scalai_nb.core.errors import BadRequest
+    from scalai_nb.training.pointer import Pointer, pointer_path
+    settings = Settings(root=tmp_path, tracking={"uri": "http://127.0.0.1:9"})
+    real = builtins.__import__
+    def without_mlflow(name, *args, **kwargs):
+        if name.split(".")[0] == "mlflow": raise ModuleNotFoundError("No module named 'mlflow'", name="mlflow")
+        return real(name, *args, **kwargs)
+    monkeypatch.setattr(builtins, "__import__", without_mlflow)
+    with pytest.raises(ModuleNotFoundError): Registry(settings).pointer("late")  # no file either
+    path = pointer_path(settings.home, "late")
+    path.parent.mkdir(parents=True)
+    path.write_text(Pointer("late", {}, {}).to_json())
+    assert Registry(settings).pointer("late").name == "late"
+    monkeypatch.undo()
+    own = Settings(root=tmp_path)
+    with pytest.raises(BadRequest): Registry(own).pointer("late")  # a registry that answers does not know it

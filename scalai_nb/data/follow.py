@@ -155,7 +155,10 @@ def step(self: Follow) -> Ingested | None:  # None: nothing is new
     Raises what `ingest` raises; a server that goes away later on is waited for, and one that is starting may know no
     topic yet."""
     began = time.time()
-    try: done = self._topic() if self.topic else self._file()
+    try:
+        done = self._topic() if self.topic else self._file()
+        if self.away: self.moved = self.checked = began  # producers that come back may bring what they held
+        if done is None and not self.did.lag: self._close(began)
     except (Unreachable, BadRequest) as e:
         self.away = self.away or began
         if self.first or not isinstance(e, Unreachable) and began - self.away > PATIENCE: raise
@@ -164,11 +167,10 @@ def step(self: Follow) -> Ingested | None:  # None: nothing is new
         return None
     self.first, self.away, self.did.waiting = False, None, ""
     if done is not None:
-        if done.watermark != self.did.watermark: self.moved = began
+        if done.watermark not in (None, self.did.watermark): self.moved = began
         self.did.add(done, time.time())
         _count(self.did.table, done, time.time() - began)
         if self.did.batches % self.together == 0: self._join()
-    elif not self.did.lag: self._close(began)
     self.history.add(time.time(), self.did, done)
     _show(self.did)
     return done

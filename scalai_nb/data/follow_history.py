@@ -17,6 +17,7 @@ from typing import Any
 
 from fastcore.basics import patch
 
+from ..core.errors import ScalaiError
 from ..core.logs import logger
 from ..core.settings import Settings
 from ..core.storage import write_atomic
@@ -129,7 +130,7 @@ def write(self: History, now: float,  # seconds since 1970
     self.state.ended, self.written = ended, now
     series = [[astuple(p) for p in points] for points in self.state.series]
     try: write_atomic(self.path, json.dumps(vars(self.state) | {"series": series}))
-    except OSError as e: logger("follow").warning("lag over time is not written", why=str(e))
+    except (OSError, ScalaiError) as e: logger("follow").warning("lag over time is not written", why=str(e))
 
 # %% ../../nbs/data/14_follow_history.ipynb #c703f939
 def over_time(table: str,  # its name

@@ -180,6 +180,7 @@ def _array(data, type: pa.DataType, kind: int, cells, lengths, floats) -> pa.Arr
         return _times(texts, type) if pa.types.is_timestamp(type) else texts
     if kind == FLOAT and len(long := np.flatnonzero(lengths > 0)):
         floats[long] = _texts(data, cells[long], lengths[long], None).cast(type)
+        if np.isinf(floats[long]).any(): raise pa.ArrowInvalid("a number is out of range")
     content = floats if kind == FLOAT else np.packbits(cells == 1, bitorder="little") if kind == BOOL else cells
     return pa.Array.from_buffers(type, len(cells), [valid, pa.py_buffer(content)])
 

@@ -17,7 +17,7 @@ from ..core.errors import WorkFailed
 from ..core.settings import Settings
 from ..core.storage import filesystem
 from . import delta, profile_store
-from .event_time import EventTime
+from .event_time import EventTime, unstated
 from .partition import Part, Plan, add_family, unique
 from .period import PERIOD
 from .rules import Tally
@@ -41,7 +41,7 @@ def _commit(plan: Plan, parts: list[Part], mode: str, facts: dict, settings: Set
     if mode != "overwrite": follows = _evolve(plan.place, schema, follows if plan.uniques else None)
     return delta.commit(plan.place, f"batch:{plan.batch}", files, schema.append(pa.field(PERIOD, pa.string())),
                         [PERIOD], facts=facts, attempt=plan.attempt, began=plan.began, guard=plan.guard,
-                        numbers=plan.numbers, derived=times and times.settle,
+                        numbers=plan.numbers, derived=times.settle if times else unstated,
                         expect=follows if plan.uniques and mode != "overwrite" else None,
                         **_replaced(plan, mode, parts))
 

@@ -6,14 +6,13 @@
 __all__ = ['PAUSE', 'OVERLAYS', 'base_files', 'overlay_files', 'kubernetes_files']
 
 # %% ../../nbs/deploy/14_kubernetes.ipynb #136a0977
-import re
 from dataclasses import replace
 
 from ..core.settings import Settings
 from .compose import container_environment, image_tag
 from .files import File
 from .render import HOME, deploy_name, in_container, render, settings_text, workspace_files
-from .services import Service, secrets_of, services
+from .services import Service, secrets_of, service_name, services
 from ..loop.model_file import model_files
 
 # %% ../../nbs/deploy/14_kubernetes.ipynb #08e2ade5
@@ -29,7 +28,7 @@ def _service_file(service: Service, values: dict) -> File:
     return File(f"base/{service.name}.yaml", f"Deployment and Service of {service.name}", text)
 
 def _train_file(model: str, settings: Settings, found: list[Service], values: dict) -> File:
-    job = "train-" + re.sub(r"[^a-z0-9]+", "-", model.lower()).strip("-")
+    job = service_name("train", model)
     scheduler = next(s for s in found if s.role == "scheduler")
     text = render("kubernetes/train.yaml", job=job, model=model, secrets=secrets_of("scheduler", settings),
                   **values | {"environment": scheduler.environment})

@@ -51,7 +51,7 @@ def with_ports(settings: Settings) -> Settings:
     "Return settings whose ports are fixed: a default instead of 0."
     return settings.model_copy(update={
         "serve": _fixed(settings.serve, "port"), "apps": _fixed(settings.apps, "port"),
-        "deploy": _fixed(settings.deploy, "tracking_port")})
+        "deploy": _fixed(_fixed(settings.deploy, "tracking_port"), "metrics_port")})
 
 def _fixed(section: Section, key: str) -> Section:
     return section.model_copy(update={key: getattr(section, key) or type(section).model_fields[key].default})

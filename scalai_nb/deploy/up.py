@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 
 from fastcore.basics import patch
 
-from ..core.errors import BadRequest, did_you_mean
+from ..core.errors import BadRequest, ScalaiError, did_you_mean
 from ..core.lock import claim
 from ..core.process import adopt, bind_port, free_port, guard
 from ..core.settings import Settings
@@ -96,11 +96,9 @@ class Up:
     deadline: float = 0.  # by `time.monotonic`: children that have not ended then are killed
     asks: list = field(default_factory=list)  # what `Child.stop` was given
 
-    @property
-    def list_file(self): return self.settings.path("up.replicas")
-
-    @property
-    def state_file(self): return self.settings.path("up.json")
+    unlisted = False  # something changed that the balancer's list does not have yet
+    list_file = property(lambda self: self.settings.path("up.replicas"))
+    state_file = property(lambda self: self.settings.path("up.json"))
 
     def say(self, text: str) -> None:
         "Print a `text` of `scalai up` itself."
@@ -132,8 +130,11 @@ def _child(self: Up, service: Service, name: str = "", **more) -> Child:
 # %% ../../nbs/deploy/02_up.ipynb #100be0e2
 @patch
 def write_list(self: Up) -> None:
-    "Write the addresses of the replicas for the balancer."
-    write_atomic(self.list_file, "".join(f"{c.host}:{c.port}\n" for c in self.replicas if c.port))
+    "Write the addresses of the replicas for the balancer; where the disk is full, it is tried again."
+    text = "".join(f"{c.host}:{c.port}\n" for c in self.replicas if c.port)
+    try: write_atomic(self.list_file, text)
+    except (OSError, ScalaiError): self.unlisted = self.dirty = True
+    else: self.unlisted = False
 
 @patch
 def add_replica(self: Up,
@@ -294,10 +295,12 @@ def _note(self: Up) -> None:
     "Write the state for `scalai up --status`, readable by this user alone: it has the link of the dashboards."
     if not self.dirty: return
     self.dirty = False
-    with suppress(OSError):  # a full disk: the services go on
+    try:
         self.state_file.parent.mkdir(parents=True, exist_ok=True)
         self.state_file.touch(mode=0o600)
         write_atomic(self.state_file, json.dumps(self.to_dict()))
+        if self.unlisted: self.write_list()
+    except (OSError, ScalaiError): self.dirty = True  # a full disk: the services go on, and it is tried again
 
 # %% ../../nbs/deploy/02_up.ipynb #7936fa89
 def _reap(known: set[int]) -> None:
@@ -338,7 +341,9 @@ def _fixed(settings: Settings) -> Settings:
 
 async def _until_signal(up: Up) -> None:
     loop = asyncio.get_running_loop()
-    for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP): loop.add_signal_handler(s, up.end)
+    for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # nohup ignores SIGHUP: a logout ends nothing then
+        if signal.getsignal(s) is not signal.SIG_IGN: loop.add_signal_handler(s, up.end)
     await up.run()
 
 # %% ../../nbs/deploy/02_up.ipynb #6350aade

@@ -278,7 +278,7 @@ def describe_version(self: VersionStore,
     if not self.settings.tracking.uri: return entry
     copy = self.settings.path("serving", f"{version.sha256}.onnx")
     if not copy.is_file(): write_atomic(copy, version.read(version.path.name))
-    return replace(entry, path=str(copy.relative_to(root)))
+    return replace(entry, path=str(copy.relative_to(root) if copy.is_relative_to(root) else copy))
 
 @patch
 def pointer(self: VersionStore,
@@ -286,14 +286,15 @@ def pointer(self: VersionStore,
            ) -> Pointer:
     """Return what servers may load of a model, its file written anew where it does not say what the registry says.
 
-    Where the registry does not answer, or this process may not write, the file holds as it is."""
+    Where the registry does not answer, MLflow is not installed or this process may not write, the file holds as it
+    is."""
     kept = _read(pointer_path(self.settings.home, name))
     try:
         if name not in self.names(): raise self.unknown(name, "version")
         if kept and kept.aliases == self.state(name)[0]: return kept
         with self.changing(name): return self.write_pointer(name, self.state(name)[0])
-    except (Unreachable, OSError) as e:
-        if kept is None: raise
-        logger("registry").warning("what was promoted last is served; the registry cannot be asked", model=name,
-                                   why=str(e).splitlines()[0])
+    except (Unreachable, OSError, ModuleNotFoundError, BadRequest) as e:
+        if kept is None or isinstance(e, BadRequest) and not isinstance(e.__cause__, OSError): raise
+        logger("registry").warning("the registry was not compared; what was promoted last is served", model=name,
+                                   why=f"{type(e).__name__}: {str(e).splitlines()[0]}")
         return kept
