@@ -110,6 +110,7 @@ if sys.platform == "linux": ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]): os._exit(1)
 os.execv(sys.argv[2], sys.argv[2:])"""
 
+# %% ../../nbs/deploy/02_supervisor.ipynb #5ca9f417
 @patch
 def _start(self: Child) -> None:
     self.port = self.service.port or free_port(self.host)
