@@ -103,8 +103,8 @@ def become(self: Child,
     self.state, self.reason = state, self.reason if reason is None else reason
     if (self.state, self.reason, self.port) != before: self.changed()
 
-# becomes the program, after a wish to end with its parent (prctl(2), PR_SET_PDEATHSIG); a function that is called between
-# fork and exec could wait without an end for a lock of another thread
+# becomes the program, after a wish to end with its parent (prctl(2), PR_SET_PDEATHSIG); a function that is called
+# between fork and exec could wait without an end for a lock of another thread
 BOUND = """import ctypes, os, sys
 if sys.platform == "linux": ctypes.CDLL(None).prctl(1, 9)
 if os.getppid() != int(sys.argv[1]): os._exit(1)
