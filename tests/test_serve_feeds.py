@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 from conftest import ROOT, scalai, until
 from test_serve import GOOD, KEY, documents, inputs, made, own, serving  # noqa: F401
-from test_serve_live import counted, folder, observer, state  # noqa: F401
+from test_serve_live import counted, folder, kill_observer, observer, state  # noqa: F401
 
 from scalai_nb.core.settings import Settings
 from scalai_nb.data.profile import profile
@@ -109,7 +109,7 @@ def test_a_shadow_and_a_canary_are_compared_with_the_champion(folder):  # noqa: 
         for i in range(0, 400, 20): send(url, folder, sent[i:i + 20])
         kept = shadow_source("churn", 2)
         assert until(lambda: counted(folder, kept) == 400, 60)
-        observer(process).kill()  # what it had flushed is not lost, and nothing is doubled
+        kill_observer(process)  # what it had flushed is not lost, and nothing is doubled
         registry.set_trial("churn", "shadow", None)
         registry.set_trial("churn", "canary", 2)
         health = lambda: httpx.get(f"{url}/healthz").json()["models"]["churn"]
@@ -148,7 +148,7 @@ def test_answers_are_appended_to_the_scores_table_each_once(folder):  # noqa: F8
         for n in range(3):
             send(url, folder, sent[100*n:100*n + 100])
             assert until(lambda n=n: counted(folder) == 100*n + 100)
-            observer(process).kill()
+            kill_observer(process)
         send(url, folder, sent[300:400])
         send(url, folder, [{k: v for k, v in sent[400].items() if k != "customer_id"}])
         assert until(lambda: counted(folder) == 401)  # the next observer is there

@@ -37,6 +37,13 @@ def observer(process: subprocess.Popen) -> psutil.Process | None:
     return None
 
 
+def kill_observer(process: subprocess.Popen):
+    "Its end is waited for: what is sent while it dies is a gap."
+    gone = observer(process)
+    gone.kill()
+    gone.wait(30)
+
+
 def state(folder: Path) -> ServiceState | None:
     found = services(Settings(root=folder))
     return found[0] if found else None
