@@ -207,4 +207,4 @@ def test_replicas_follow_the_load_and_no_request_fails(made, tmp_path):  # noqa:
             found = [json.loads(client.communicate()[0])["counts"] for client in clients]
     assert [set(counts) for counts in found] == [{"200"}]*2, found
     log = (tmp_path/"log").read_text()
-    assert "1 → 3 replicas" in log and "3 → 1 replicas" in log, log
+    assert "→ 3 replicas" in log and "→ 1 replicas" in log, log
