@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['READ', 'FOLLOW', 'LATENESS', 'METRICS', 'METRICS_HOST', 'GRACE', 'NAMED', 'DIFF', 'COMPACT', 'NEW', 'TIME_OF_NEW',
            'KEY_OF_NEW', 'check_source', 'profile_of', 'with_read_options', 'read_line', 'lost_text', 'profile', 'read',
-           'preview_text', 'ingest', 'follow_source', 'ingest_by_file', 'added_up', 'follow_until_stopped',
-           'ingest_text', 'table_text', 'catalogue_text', 'tables', 'remark_lines', 'quarantine', 'release_text',
-           'quarantine_text', 'gc', 'gc_text']
+           'preview_text', 'ingest', 'follow_source', 'follow_answer', 'ingest_by_file', 'added_up',
+           'follow_until_stopped', 'ingest_text', 'table_text', 'catalogue_text', 'tables', 'remark_lines',
+           'quarantine', 'release_text', 'quarantine_text', 'gc', 'gc_text']
 
 # %% ../../nbs/cli/04_data.ipynb #5557b71e
 import functools
@@ -201,13 +201,16 @@ def follow_source(uri: str, table: str,  # as `scalai ingest` takes them
     contract, key, period, fold, read, lateness = options
     rules = Contract.load(contract) if contract else None
     made = Follow(uri, table, rules, key or None, period, fold or None, read=read, lateness=lateness)
-    return _followed(made, address)
+    return follow_answer(made, address)
 
 def _not_strict(strict: bool):
     if strict: raise BadRequest("--strict and --follow are not possible together.",
                                 "Watch scalai_follow_rows_total{to=\"quarantine\"}, or set limits in the contract.")
 
-def _followed(follow: Any, address: tuple[int | None, str]) -> Answer:
+def follow_answer(follow: Any,  # data.follow.Follow, or serving.score_stream.ScoreStream
+                  address: tuple[int | None, str],  # port and host of the metrics
+                 ) -> Answer:
+    "Run a follower until it is stopped, and say what it did."
     follow_until_stopped(follow.run, follow.text, *address)
     return Answer(follow.did.to_dict(), follow.text)
 
@@ -226,7 +229,7 @@ def ingest_by_file(table: str,  # its name
     file = TableFile.load(table)
     if follow:
         _not_strict(strict)
-        return _followed(file.follow(), address)
+        return follow_answer(file.follow(), address)
     with working(f"Bringing {veiled(file.source)} into {table}", "No row comes in twice: run it again to go on.",
                  "ingest"):
         done = [part.to_dict() for part in file.ingest()]

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .data import METRICS, METRICS_HOST, check_source, follow_until_stopped
+from .data import METRICS, METRICS_HOST, check_source, follow_answer
 from .parameters import pairs
 from .verb import Answer, app, command_group, option, verb
 from ..core.errors import BadRequest, one_of
@@ -345,9 +345,7 @@ def _score_topic(model: str, uri: str, table: str | None, key: list[str], addres
         raise BadRequest("--follow needs a topic for the scores.",
                          f"Say: scalai score {model} {veiled(uri)} kafka://HOST:PORT/TOPIC --follow")
     from scalai_nb.serving.score_stream import ScoreStream
-    made = ScoreStream(model, uri, table, tuple(key))
-    follow_until_stopped(made.run, made.text, *address)
-    return Answer(made.did.to_dict(), made.text)
+    return follow_answer(ScoreStream(model, uri, table, tuple(key)), address)
 
 def _scored_like(model: str, uri: str) -> dict:  # table, key, label
     "Where a model file's scores go, with which of its table's key and target in the rows to score."

@@ -34,7 +34,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from ..core import metrics
 from ..core.errors import BadRequest
 from ..core.logs import logger
-from ..core.process import bind_port
+from ..core.process import ANY, bind_port
 from ..core.settings import Settings
 from ..core.storage import is_url
 from . import frontend, pages
@@ -329,7 +329,7 @@ def dash(apps: list[str] | None = None,  # names or paths of app notebooks; none
     app = gateway(chosen, tokens, settings)
     host = host or settings.apps.host
     sock = bind_port(settings.apps.port if port is None else port, host)
-    link = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{sock.getsockname()[1]}/?token={tokens['editor']}"
+    link = f"http://{ANY.get(host, host)}:{sock.getsockname()[1]}/?token={tokens['editor']}"
     def ready():
         (announce or (lambda text: print(text, flush=True)))(link)
         if open_browser: webbrowser.open(opened.enter_context(redirect_file(link)))

@@ -59,9 +59,9 @@ def is_closed(period: str | None,
 # %% ../../nbs/data/07_event_time.ipynb #91aee038
 def check_closed(table: str,  # its name
                  period: str | None,  # of the window
-                 settings: Settings) -> None:
+                 mark: float | None,  # its watermark, as `watermark` reads it
+                ) -> None:
     "Raise `BadRequest` for a window of a followed table for which rows may still come."
-    mark = watermark(table, settings)
     if mark is None or is_closed(period, mark): return
     until = datetime.fromtimestamp(mark, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
     raise BadRequest(f"The window {period} of {table!r} is not closed: the table is complete until {until} (UTC).",

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.settings import Settings
-from ..data.event_time import check_closed
+from ..data.event_time import check_closed, watermark
 from ..data.period import order
 from ..data.profile import Profile
 from .model_file import Model
@@ -187,7 +187,7 @@ def judge(version,  # the `ModelVersion` that scored the window
     Raises `BadRequest` for a window of a followed table that is not closed."""
     from scalai_nb.monitor.windows import window
     settings, reference = settings or Settings.load(), learnt_from(version)
-    check_closed(model.table, period, settings)
+    check_closed(model.table, period, watermark(model.table, settings))
     both = window_and_reference(model.table, period, reference, settings, model.not_watched(settings))
     note_labels(model.scores, settings)
     scored = window(model.scores, period, settings, by="label", empty=True)

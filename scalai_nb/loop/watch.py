@@ -105,7 +105,7 @@ def watch(source: str,  # a table, 'scores', 'scores.operations'
     mark = watermark(source, settings)
     kept = to_look_at(list(periods(source, settings=settings)), settings.monitor.period, now, mark)
     if not kept: raise BadRequest(f"No window of '{source}' is over.", "Ingest or score with a period first.")
-    check_closed(source, period, settings)
+    check_closed(source, period, mark)
     period, alarms = period or kept[-1], Alarms(settings)
     if unit_of(period) and span(period)[0].timestamp() > now:
         raise BadRequest(f"The window {period} has not begun.", "Is a clock wrong? Name a window that is over.")

@@ -230,6 +230,14 @@ def stamp(command: str, load: float) -> str:
     )
 
 
+def keep_row(title: str, about: str, found: dict, measured: str, dry: bool):
+    "Print a section of one row, and put it into RESULTS.md unless it is a dry run; `measured` is from `stamp`."
+    text = "\n".join([title, "", about.split("\n\n")[2].replace("\n", " "), "", f"| {' | '.join(found)} |",
+                      "|---:"*len(found) + "|", f"| {' | '.join(map(str, found.values()))} |", "", measured, ""])
+    print(text)
+    if not dry: keep(title, text)
+
+
 def keep(title: str, text: str):
     "Put a section into RESULTS.md in place of the one of the same title."
     head = (

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
-from bench import keep, stamp  # noqa: E402
+from bench import keep_row, stamp  # noqa: E402
 
 from scalai_nb.core.delta_log import store  # noqa: E402
 from scalai_nb.core.settings import Settings  # noqa: E402
@@ -91,11 +91,8 @@ def main():
     a = p.parse_args()
     load, found = os.getloadavg()[0], measured(a.seconds, a.rate, a.every)
     title = f"## stores: an hour of a table that is followed, {a.rate:,} a second"
-    text = "\n".join([title, "", __doc__.split("\n\n")[2].replace("\n", " "), "", f"| {' | '.join(found)} |",
-                      "|---:"*len(found) + "|", f"| {' | '.join(map(str, found.values()))} |", "",
-                      stamp(f"python tests/bench/stores_hour.py --seconds {a.seconds} --rate {a.rate}", load), ""])
-    print(text)
-    if not a.dry: keep(title, text)
+    measured_how = stamp(f"python tests/bench/stores_hour.py --seconds {a.seconds} --rate {a.rate}", load)
+    keep_row(title, __doc__, found, measured_how, a.dry)
 
 
 if __name__ == "__main__": main()
